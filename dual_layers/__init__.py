@@ -1,0 +1,24 @@
+"""Dual layers: what each operator contributes to a dual network. See ``contract`` for the promise they make."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from dual_layers.contract import (
+    INPUT, NONE, REAL, ROUNDED, UNKNOWN, Call, Choice, DualLayer, Facts, Guarantee, Interval, Offsets, RuleSample, Slopes,
+    Slot, probabilistic,
+)
+from dual_layers.families import Affine, PiecewiseLinear, Relaxed
+from dual_layers.registry import is_shape_query, keys_of, lookup, register, register_shape_query, registered_rules, spelling
+
+_NOT_FAMILIES = {"contract", "registry", "families", "checks", "testing"}
+for _module in pkgutil.iter_modules(__path__):  # every family file is imported: a forgotten one cannot go unnoticed
+    if _module.name not in _NOT_FAMILIES:
+        importlib.import_module(f"dual_layers.{_module.name}")
+
+__all__ = [
+    "INPUT", "NONE", "REAL", "ROUNDED", "UNKNOWN", "Affine", "Call", "Choice", "DualLayer", "Facts", "Guarantee", "Interval",
+    "Offsets", "PiecewiseLinear", "Relaxed", "RuleSample", "Slopes", "Slot", "is_shape_query", "keys_of", "lookup", "probabilistic",
+    "register", "register_shape_query", "registered_rules", "spelling",
+]

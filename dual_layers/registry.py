@@ -1,0 +1,95 @@
+"""Which rule covers which operator. Keys are the operators themselves, never names made from classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import nn
+
+from dual_layers.contract import DualLayer
+
+Key = Any  # a module class, a function or torch.ops overload, or a tensor method's name
+Rule = TypeVar("Rule", bound=type[DualLayer])
+
+_RULES: dict[Key, type[DualLayer]] = {}
+_SHAPE_QUERIES: set[Key] = set()
+
+
+def register(*keys: Key, override: bool = False) -> Callable[[Rule], Rule]:
+    """Register a rule under every spelling of its operator.
+
+    Args:
+        *keys: module classes, functions, ``torch.ops`` overloads and names of tensor methods.
+        override: replace an existing registration instead of refusing.
+
+    Returns:
+        The decorator; it hands the class back unchanged.
+
+    Raises:
+        ValueError: a key is taken and ``override`` is false.
+    """
+
+    def decorate(rule: Rule) -> Rule:
+        for key in keys:
+            taken = _RULES.get(key)
+            if taken not in (None, rule) and not override:
+                raise ValueError(f"{spelling(key)} is already covered by {taken.__name__}; pass override=True to replace it")
+            _RULES[key] = rule
+        return rule
+
+    return decorate
+
+
+def lookup(operator: Key) -> type[DualLayer] | None:
+    """Find the rule for an operator: a module instance, a function or a tensor method's name.
+
+    A module is looked up through its class hierarchy, so that parametrised modules work, but only as long as the
+    class still runs the registered class' ``forward``: a subclass with its own ``forward`` is another operator.
+    """
+    if not isinstance(operator, nn.Module):
+        return _RULES.get(operator) if operator.__hash__ is not None else None
+    for base in type(operator).__mro__:
+        if base in _RULES:
+            return _RULES[base] if type(operator).forward is base.forward else None
+    return None
+
+
+def register_shape_query(*keys: Key) -> None:
+    """Declare operators whose result depends on the shape, dtype or device of their inputs, never on values."""
+    _SHAPE_QUERIES.update(keys)
+
+
+def is_shape_query(operator: Key) -> bool:
+    """Whether an operator's result is the same for every value its tensor inputs can take."""
+    return not isinstance(operator, nn.Module) and operator in _SHAPE_QUERIES
+
+
+def registered_rules() -> list[type[DualLayer]]:
+    """List every registered rule once, in order of registration."""
+    return list(dict.fromkeys(_RULES.values()))
+
+
+def keys_of(rule: type[DualLayer]) -> list[Key]:
+    """List the operators a rule is registered under."""
+    return [key for key, value in _RULES.items() if value is rule]
+
+
+def spelling(key: Key) -> str:
+    """Name an operator the way a user writes it."""
+    if isinstance(key, str):
+        return f"Tensor.{key}"
+    if isinstance(key, nn.Module):
+        key = type(key)
+    text = str(key)
+    if text.startswith("aten."):
+        return f"torch.ops.{text}"
+    module = getattr(key, "__module__", None) or ""
+    name = getattr(key, "__qualname__", None) or getattr(key, "__name__", text)
+    if isinstance(key, type) and module.startswith("torch.nn"):
+        return f"nn.{name}"
+    if module in ("torch.nn.functional", "torch._C._nn"):
+        return f"F.{name}"
+    if module.startswith("torch") or "_VariableFunctionsClass" in name or module == "":
+        return f"torch.{name.rsplit('.', 1)[-1]}"
+    return f"{module.lstrip('_')}.{name}"
