@@ -1,0 +1,19 @@
+"""AutoDual: certify, train and check neural networks through their Fenchel dual."""
+
+from autodual.errors import AutoDualError, CertificateError, SpecificationError, TraceError, UnsupportedOperatorError
+from autodual.losses import RobustLoss
+from autodual.methods import IBP, Adaptive, Dual
+from autodual.network import BoundModule, certify
+from autodual.normalize import Normalize
+from autodual.regions import L1, L2, Box, LInf, Region
+from autodual.report import Report, Verdict
+from dual_layers import NONE, REAL, ROUNDED, Guarantee, probabilistic
+from dual_layers import Interval as Bounds
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "IBP", "L1", "L2", "NONE", "REAL", "ROUNDED", "Adaptive", "AutoDualError", "BoundModule", "Bounds", "Box", "CertificateError", "Dual",
+    "Guarantee", "LInf", "Normalize", "Region", "Report", "RobustLoss", "SpecificationError", "TraceError",
+    "UnsupportedOperatorError", "Verdict", "certify", "probabilistic",
+]

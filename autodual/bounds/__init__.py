@@ -1,0 +1,1 @@
+"""Walks over a compiled graph that bound its nodes."""

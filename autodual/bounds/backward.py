@@ -1,0 +1,129 @@
+"""The backward walk: rows of ``nu`` from a node to the inputs.
+
+Every node's value is written as its reference value (the primal trajectory at the region's centre) plus a deviation.
+Affine nodes map deviations linearly, so their constant parts never enter; a relaxed node adds what its lines allow and
+an input what its region allows. For a row ``c`` of a node,
+
+    c . z  >=  c . z0  -  excess_B(-nu_1)  -  sum over relaxed nodes of a non-negative penalty
+
+which is (3.43) of the thesis with its constants gathered in ``c . z0``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from autodual.bounds.run import Lines, Run
+
+
+@dataclass
+class Deviation:
+    """How far rows may deviate from their reference value: ``lower <= c . (z - z0) <= upper``, each ``[rows, batch]``.
+
+    Attributes:
+        lower: non-positive.
+        upper: non-negative, or None when some lines were not parallel.
+        magnitude: sum of the magnitudes of the terms on the way, the scale of float rounding, when asked for.
+    """
+
+    lower: Tensor
+    upper: Tensor | None
+    magnitude: Tensor | None
+
+
+def backward(run: Run, target: str, nu: Tensor, *, magnitude: bool = False) -> Deviation:
+    """Walk rows of ``nu`` from a node to the inputs.
+
+    Args:
+        run: values, layers and lines; every relaxed ancestor of the target has its lines.
+        target: the node whose rows these are.
+        nu: ``[rows, *node]``; a batch of one in the batch's axis stands for the same rows in every example.
+        magnitude: also sum up the magnitudes of the terms.
+
+    Returns:
+        The deviation of each row in each example.
+    """
+    order = [*run.program.sources, *run.program.rules]
+    zero = torch.zeros(nu.shape[0], run.batch, dtype=nu.dtype, device=nu.device)
+    total = Deviation(zero, zero, zero if magnitude else None)
+    pending = {target: nu}
+    for name in reversed(order[: order.index(target) + 1]):
+        nu = pending.pop(name, None)
+        if nu is None:
+            continue
+        if name in run.program.sources:
+            _add_input(run, name, nu, total)
+            continue
+        if run.layers[name].facts.affine:
+            parts = _transpose(run, name, nu)
+        else:
+            parts = _relaxed(run, name, nu, total)
+        for parent, part in zip(run.program.parents[name], parts, strict=False):
+            pending[parent] = part if parent not in pending else pending[parent] + part
+    return total
+
+
+def _transpose(run: Run, name: str, nu: Tensor) -> tuple[Tensor, ...]:
+    """Pull rows through an affine node; rows still shared by all examples stay shared."""
+    if _is_shared(run, name, nu) and name not in run.program.tied:
+        one = run.template
+        return one.layers[name].transpose(nu, one.parents(name))
+    return run.layers[name].transpose(_expand(run, name, nu), run.parents(name))
+
+
+def _relaxed(run: Run, name: str, nu: Tensor, total: Deviation) -> tuple[Tensor, ...]:
+    """Pull rows through a relaxed node and add what its lines allow."""
+    lines = run.lines[name]
+    if run.layouts[name].factor > 1:
+        nu = _expand(run, name, nu)
+    _add_penalty(run, name, nu, lines, total)
+    if total.magnitude is not None:
+        total.magnitude = total.magnitude + _contract(run, name, nu.abs(), run.values[name].abs())
+    return () if lines.slopes is None else run.layers[name].pull(nu, lines.slopes)
+
+
+def _add_penalty(run: Run, name: str, nu: Tensor, lines: Lines, total: Deviation) -> None:
+    if lines.two_sided:
+        shift = _contract(run, name, nu, 0.5 * (lines.upper + lines.lower))
+        spread = _contract(run, name, nu.abs(), 0.5 * (lines.upper - lines.lower))
+        total.lower = total.lower + (shift - spread)
+        total.upper = None if total.upper is None else total.upper + (shift + spread)
+    else:
+        total.lower = total.lower + (
+            _contract(run, name, nu.clamp(min=0), lines.lower) + _contract(run, name, nu.clamp(max=0), lines.upper)
+        )
+        total.upper = None
+
+
+def _add_input(run: Run, name: str, nu: Tensor, total: Deviation) -> None:
+    region, x = run.regions[name], run.given[name]
+    nu = _expand(run, name, nu)
+    below = region.excess(x, -nu)
+    total.lower = total.lower - below
+    if total.upper is not None:
+        total.upper = total.upper + (below if region.symmetric else region.excess(x, nu))
+    if total.magnitude is not None:
+        total.magnitude = total.magnitude + _contract(run, name, nu.abs(), run.values[name].abs())
+
+
+def _contract(run: Run, name: str, nu: Tensor, weight: Tensor) -> Tensor:
+    """Sum ``nu * weight`` over a node's elements: ``[rows, *node]`` and ``[*node]`` to ``[rows, batch]``."""
+    rows, weights = run.examples(name, nu, lead=1), run.examples(name, weight)
+    if rows.shape[1] == 1:
+        return rows[:, 0] @ weights.T
+    return torch.einsum("rbf,bf->rb", rows, weights)
+
+
+def _is_shared(run: Run, name: str, nu: Tensor) -> bool:
+    return run.batch > 1 and nu.shape[1 + run.layouts[name].axis] < run.values[name].shape[run.layouts[name].axis]
+
+
+def _expand(run: Run, name: str, nu: Tensor) -> Tensor:
+    """Repeat shared rows for every example, without copying where strides can do it."""
+    if not _is_shared(run, name, nu):
+        return nu
+    rows = run.examples(name, nu, lead=1)
+    return run.node(name, rows.expand(-1, run.batch, -1), lead=1)

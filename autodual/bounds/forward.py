@@ -1,0 +1,94 @@
+"""The forward walk: every noise symbol pushed from the input on (thesis, Algorithm 2 with errata 1 and 2).
+
+With parallel slopes each node is ``z0 + shift + sum of symbols``: linear in the inputs' deviation and in one symbol per
+relaxed element. The bounds are those of the backward walk, computed the other way round.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from autodual.bounds.run import Run, identity_rows
+
+
+class NoiseSymbols:
+    """Symbols of the nodes reached so far.
+
+    A node's entry maps a symbol's owner (a source, or a relaxed node) to its directions ``[symbols, *node]``.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.directions: dict[str, dict[str, Tensor]] = {}
+        self.shifts: dict[str, Tensor] = {}
+
+    @property
+    def count(self) -> int:
+        """Number of symbols so far."""
+        owners = {owner: len(rows) for entry in self.directions.values() for owner, rows in entry.items()}
+        return sum(owners.values())
+
+    def bounds(self, name: str) -> tuple[Tensor, Tensor]:
+        """Bound a node whose relaxed ancestors have their lines: lower and upper, each ``[batch, features]``."""
+        run = self.run
+        self._reach(name)
+        middle = run.examples(name, run.values[name] + self.shifts[name])
+        below, above = torch.zeros_like(middle), torch.zeros_like(middle)
+        for owner, rows in self.directions[name].items():
+            columns = run.examples(name, rows, lead=1)
+            if owner in run.program.sources:
+                nu = run.node(owner, columns.permute(2, 1, 0), lead=1)
+                region, x = run.regions[owner], run.given[owner]
+                below, above = below + region.excess(x, -nu).T, above + region.excess(x, nu).T
+            else:
+                spread = columns.abs().sum(0)
+                below, above = below + spread, above + spread
+        return middle - below, middle + above
+
+    def _reach(self, name: str) -> None:
+        if name in self.directions:
+            return
+        if name in self.run.program.sources:
+            self._start(name)
+            return
+        for parent in self.run.program.parents[name]:
+            self._reach(parent)
+        if self.run.layers[name].facts.affine:
+            self._affine(name)
+        else:
+            self._relaxed(name)
+
+    def _start(self, name: str) -> None:
+        run, value = self.run, self.run.values[name]
+        every = torch.arange(run.features(name), device=value.device)
+        rows = identity_rows(run.features(name), every, value).expand(-1, run.batch, -1)
+        self.directions[name], self.shifts[name] = {name: run.node(name, rows, lead=1)}, torch.zeros_like(value)
+
+    def _affine(self, name: str) -> None:
+        run, layer, parents = self.run, self.run.layers[name], self.run.program.parents[name]
+        self.shifts[name] = layer.linear(*(self.shifts[parent] for parent in parents))
+        entry = {}
+        for owner in dict.fromkeys(owner for parent in parents for owner in self.directions[parent]):
+            known = [self.directions[parent].get(owner) for parent in parents]
+            count = next(len(rows) for rows in known if rows is not None)
+            tangents = [
+                torch.zeros(count, *point.shape, dtype=point.dtype, device=point.device) if rows is None else rows
+                for rows, point in zip(known, run.parents(name), strict=True)
+            ]
+            entry[owner] = torch.func.vmap(layer.linear)(*tangents)
+        self.directions[name] = entry
+
+    def _relaxed(self, name: str) -> None:
+        run, lines, parents = self.run, self.run.lines[name], self.run.program.parents[name]
+        shift = 0.5 * (lines.upper + lines.lower)
+        entry: dict[str, Tensor] = {}
+        for parent, slope in zip(parents, lines.slopes.lower, strict=True):
+            shift = shift + slope * self.shifts[parent]
+            for owner, rows in self.directions[parent].items():
+                entry[owner] = slope * rows if owner not in entry else entry[owner] + slope * rows
+        spread = run.examples(name, 0.5 * (lines.upper - lines.lower))
+        loose = (spread > 0).any(0).nonzero()[:, 0]
+        fresh = torch.diag_embed(spread).movedim(1, 0)[loose]
+        entry[name] = run.node(name, fresh, lead=1)
+        self.directions[name], self.shifts[name] = entry, shift

@@ -1,0 +1,161 @@
+"""The schedule: bound the inputs of nonlinear nodes in topological order, then fix their lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from autodual.bounds.backward import Deviation, backward
+from autodual.bounds.forward import NoiseSymbols
+from autodual.bounds.run import Lines, Run, identity_rows
+from autodual.methods import IBP, Adaptive, Dual, Method
+from dual_layers import Interval
+
+
+def relax(run: Run, method: Method, target: str) -> None:
+    """Fix the lines of every nonlinear ancestor of a node.
+
+    Args:
+        run: filled in: boxes of the nodes that needed them, lines of the nonlinear ones.
+        method: interval, dual or adaptive.
+        target: the node that is to be bounded afterwards.
+    """
+    ancestors = needed(run, target)
+    symbols = NoiseSymbols(run) if isinstance(method, Dual) and method.walk == "forward" else None
+    for name in run.program.relaxed:
+        if name not in ancestors:
+            continue
+        if isinstance(method, IBP):
+            _relax_constant(run, name)
+            continue
+        box = tuple(_bound_input(run, parent, method, symbols) for parent in run.program.parents[name])
+        slopes = run.layers[name].slopes(box, "adaptive" if isinstance(method, Adaptive) else "parallel")
+        run.lines[name] = run.relate(name, slopes, box)
+
+
+def needed(run: Run, target: str) -> set[str]:
+    """Collect the perturbed nodes that a node depends on, itself included."""
+    found, stack = set(), [target]
+    while stack:
+        name = stack.pop()
+        if name not in found:
+            found.add(name)
+            stack.extend(run.program.parents.get(name, ()))
+    return found
+
+
+def _relax_constant(run: Run, name: str) -> None:
+    for parent in run.program.parents[name]:
+        run.boxes.setdefault(parent, run.hull(parent))
+        run.how.setdefault(parent, "interval")
+    box, value = run.hull(name), run.values[name]
+    run.lines[name] = Lines(None, (box.lower - value).clamp(max=0), (box.upper - value).clamp(min=0))
+
+
+def _bound_input(run: Run, name: str, method: Dual | Adaptive, symbols: NoiseSymbols | None) -> Interval:
+    """Bound a nonlinear node's input, element by element."""
+    if name not in run.boxes:
+        separable = all(run.regions[source].separable for source in run.program.sources if source in needed(run, name))
+        if separable and name in run.program.exact_intervals or name in run.program.sources:
+            run.boxes[name], run.how[name] = run.hull(name), "interval, exact"
+        elif symbols is not None:
+            run.boxes[name], run.how[name] = _from_symbols(run, name, method, symbols)
+        else:
+            run.boxes[name], run.how[name] = _from_rows(run, name, method)
+    return run.boxes[name]
+
+
+def _wanted(run: Run, name: str, method: Dual | Adaptive) -> Tensor:
+    """Tell which elements need more than their interval bounds: ``[batch, features]``."""
+    if method.strict:
+        return torch.ones(run.batch, run.features(name), dtype=torch.bool, device=run.values[name].device)
+    wanted = torch.zeros_like(run.values[name], dtype=torch.bool)
+    for consumer in run.program.relaxed:
+        parents = run.program.parents[consumer]
+        if name in parents:
+            wanted = wanted | run.layers[consumer].undecided(tuple(run.hull(parent) for parent in parents))
+    return run.examples(name, wanted)
+
+
+def _from_rows(run: Run, name: str, method: Dual | Adaptive) -> tuple[Interval, str]:
+    wanted = _wanted(run, name, method)
+    rows = wanted.any(0).nonzero()[:, 0]
+    width, value = run.features(name), run.values[name]
+
+    def seeds(part: Tensor) -> Tensor:
+        return run.layouts[name].node(identity_rows(width, part, value), _shared_shape(run, name), lead=1)
+
+    deviation = in_chunks(run, name, rows, seeds)
+    reference = run.examples(name, value)[:, rows]
+    lower, upper = reference + deviation.lower.T, reference + deviation.upper.T
+    how = f"{len(rows)} of {width} rows"
+    if method.strict:
+        return _interval(run, name, lower, upper), how
+    return _merge(run, name, wanted, rows, lower, upper), how
+
+
+def _from_symbols(run: Run, name: str, method: Dual | Adaptive, symbols: NoiseSymbols) -> tuple[Interval, str]:
+    lower, upper = symbols.bounds(name)
+    how = f"{symbols.count} noise symbols"
+    if method.strict:
+        return _interval(run, name, lower, upper), how
+    wanted = _wanted(run, name, method)
+    every = torch.arange(run.features(name), device=wanted.device)
+    return _merge(run, name, wanted, every, lower, upper), how
+
+
+def _merge(run: Run, name: str, wanted: Tensor, rows: Tensor, lower: Tensor, upper: Tensor) -> Interval:
+    """Take the rows where they were wanted, example by example, and the interval bounds elsewhere."""
+    hull = run.hull(name)
+    ends = []
+    for end, row in ((hull.lower, lower), (hull.upper, upper)):
+        end = run.examples(name, end).expand(run.batch, -1).clone()
+        end[:, rows] = torch.where(wanted[:, rows], row, end[:, rows])
+        ends.append(end)
+    return _interval(run, name, *ends)
+
+
+def _interval(run: Run, name: str, lower: Tensor, upper: Tensor) -> Interval:
+    return Interval(run.node(name, lower), run.node(name, upper))
+
+
+def _shared_shape(run: Run, name: str) -> tuple[int, ...]:
+    """Return the node's shape with a batch of one."""
+    layout, shape = run.layouts[name], list(run.values[name].shape)
+    shape[layout.axis] = layout.factor
+    return tuple(shape)
+
+
+def in_chunks(
+    run: Run, name: str, rows: Tensor, seeds: Callable[[Tensor], Tensor], *, magnitude: bool = False, lower_only: bool = False
+) -> Deviation:
+    """Walk rows in chunks under the memory budget and glue the results.
+
+    With gradients on, a chunk is recomputed in the backward pass instead of stored, unless one chunk holds all rows.
+
+    Args:
+        run: the run.
+        name: the node the rows start at.
+        rows: indices, split into chunks.
+        seeds: turns a chunk of indices into ``nu``, ``[rows, *node]``.
+        magnitude: as for ``backward``.
+        lower_only: the upper ends may be missing (infinite) where they would cost a walk of their own.
+    """
+
+    def walk(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Walk rows, and their negatives too where the lines are not parallel."""
+        nu = seeds(part)
+        found = backward(run, name, nu, magnitude=magnitude)
+        upper = found.upper
+        if upper is None:
+            upper = torch.full_like(found.lower, torch.inf) if lower_only else -backward(run, name, -nu).lower
+        return found.lower, upper, found.lower if found.magnitude is None else found.magnitude
+
+    size = run.rows_per_chunk(name)
+    if len(rows) <= size:
+        return Deviation(*walk(rows))
+    parts = [checkpoint(walk, part, use_reentrant=False) if torch.is_grad_enabled() else walk(part) for part in rows.split(size)]
+    return Deviation(*(torch.cat(ends) for ends in zip(*parts, strict=True)))

@@ -1,0 +1,144 @@
+"""Everything one computation of bounds knows: values, layers, boxes and lines, keyed by node and owned by the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autodual.compile import Program
+from autodual.layout import Layout
+from autodual.primal import evaluate
+from autodual.regions import Region
+from dual_layers import DualLayer, Interval, Slopes
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The two affine bounds of a relaxed node, seen from the reference point ``z0``:
+
+        f(z0) + slope_lo (z - z0) + lower  <=  f(z)  <=  f(z0) + slope_up (z - z0) + upper
+
+    so that ``lower <= 0 <= upper``. ``slopes`` is None for a constant bound, the interval method's.
+    """
+
+    slopes: Slopes | None
+    lower: Tensor
+    upper: Tensor
+
+    @property
+    def two_sided(self) -> bool:
+        """Whether one walk yields both ends of a bound."""
+        return self.slopes is None or self.slopes.parallel
+
+
+@dataclass
+class Run:
+    """One computation of bounds on one batch.
+
+    Attributes:
+        program: the compiled graph.
+        model: where parameters and leaf modules are looked up.
+        layouts: where each node keeps its batch.
+        points: the values of the model's arguments at which everything is centred, by name.
+        regions: the region of each perturbed input node, by node name.
+        given: the values as the user gave them, which the regions refer to, by node name.
+        budget: bytes that the rows of one backward walk may take.
+        boxes: bounds of the nodes that needed them, filled in topological order.
+        hulls: interval bounds, filled on demand.
+        lines: the relaxation of every nonlinear node, filled in topological order.
+        how: per bounded node, how its bounds were found, for ``explain``.
+    """
+
+    program: Program
+    model: nn.Module
+    layouts: Mapping[str, Layout]
+    points: Mapping[str, Any]
+    regions: Mapping[str, Region]
+    given: Mapping[str, Tensor]
+    budget: int
+    boxes: dict[str, Interval] = field(default_factory=dict)
+    hulls: dict[str, Interval] = field(default_factory=dict)
+    lines: dict[str, Lines] = field(default_factory=dict)
+    how: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """The reference trajectory: every node's value at the points."""
+        return evaluate(self.program.graph, self.model, self.points)
+
+    @cached_property
+    def layers(self) -> dict[str, DualLayer]:
+        """The dual layer of every perturbed call node."""
+        return {name: self.program.bind(name, self.model, self.values) for name in self.program.rules}
+
+    @cached_property
+    def batch(self) -> int:
+        """Number of examples."""
+        return len(self.given[self.program.sources[0]])
+
+    @cached_property
+    def template(self) -> Run:
+        """The same run on the first example alone: what does not depend on the example is computed there."""
+        batched = {node.operator for node in self.program.graph.inputs if node.name in self.layouts}
+        points = {name: value[:1] if name in batched else value for name, value in self.points.items()}
+        given = {name: value[:1] for name, value in self.given.items()}
+        return Run(self.program, self.model, self.layouts, points, self.regions, given, self.budget)
+
+    def parents(self, name: str) -> tuple[Tensor, ...]:
+        """Reference values of the perturbed nodes that a node reads."""
+        return tuple(self.values[parent] for parent in self.program.parents[name])
+
+    def examples(self, name: str, value: Tensor, lead: int = 0) -> Tensor:
+        """Bring a tensor shaped like a node, behind ``lead`` extra axes, to ``[*lead, batch, features]``."""
+        layout = self.layouts[name]
+        batch = value.shape[lead + layout.axis] // layout.factor
+        return layout.examples(value, batch, lead)
+
+    def node(self, name: str, value: Tensor, lead: int = 0) -> Tensor:
+        """Undo ``examples``."""
+        return self.layouts[name].node(value, tuple(self.values[name].shape), lead)
+
+    def features(self, name: str) -> int:
+        """Number of elements a node has per example."""
+        value = self.values[name]
+        return value.numel() // max(self.batch, 1)
+
+    def hull(self, name: str) -> Interval:
+        """Bound a node by interval arithmetic from the tightest boxes known before it."""
+        if name in self.boxes:
+            return self.boxes[name]
+        if name not in self.hulls:
+            if name in self.program.sources:
+                self.hulls[name] = self.regions[name].hull(self.given[name])
+            else:
+                parents = (self.hull(parent) for parent in self.program.parents[name])
+                self.hulls[name] = self.layers[name].interval(*parents)
+        return self.hulls[name]
+
+    def relate(self, name: str, slopes: Slopes, box: tuple[Interval, ...]) -> Lines:
+        """Turn slopes into lines seen from the reference point."""
+        layer, value = self.layers[name], self.values[name]
+        offsets = layer.conjugate(slopes, box)
+        lower, upper = offsets.lower - value, offsets.upper - value
+        for point, below, above in zip(self.parents(name), slopes.lower, slopes.upper, strict=True):
+            lower, upper = lower + below * point, upper + above * point
+        return Lines(slopes, lower.clamp(max=0), upper.clamp(min=0))
+
+    def rows_per_chunk(self, name: str) -> int:
+        """How many rows of a backward walk that starts at a node fit the memory budget."""
+        value = self.values[name]
+        widest = max(self.features(parent) for parent in [name, *self.program.rules, *self.program.sources])
+        live = 4  # a row at an operator's two ends, and two temporaries of its contraction
+        return max(1, self.budget // (live * widest * max(self.batch, 1) * value.element_size()))
+
+
+def identity_rows(width: int, rows: Tensor, like: Tensor) -> Tensor:
+    """Return one-hot rows ``[len(rows), 1, width]``."""
+    seeds = torch.zeros(len(rows), 1, width, dtype=like.dtype, device=like.device)
+    seeds[torch.arange(len(rows), device=like.device), 0, rows] = 1
+    return seeds

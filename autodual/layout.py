@@ -1,0 +1,43 @@
+"""Where the batch lives inside a node's tensor: not always axis 0, and sometimes merged with another axis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The batch sits in ``axis``, whose size is ``batch * factor``.
+
+    Attributes:
+        axis: index of the axis.
+        factor: how many entries of the axis belong to one example (``view(B * T, C)`` has T).
+        outer: whether an example's entries are contiguous along the axis (``B * T``) or strided (``T * B``).
+    """
+
+    axis: int = 0
+    factor: int = 1
+    outer: bool = True
+
+    def examples(self, value: Tensor, batch: int, lead: int = 0) -> Tensor:
+        """Bring ``[*lead, *node]`` to ``[*lead, batch, features]``; a view where strides allow."""
+        axis = lead + self.axis
+        if self.factor == 1:
+            moved = value.movedim(axis, lead)
+        else:
+            split = (batch, self.factor) if self.outer else (self.factor, batch)
+            moved = value.unflatten(axis, split).movedim(axis if self.outer else axis + 1, lead)
+        return moved.reshape(*moved.shape[: lead + 1], -1)
+
+    def node(self, value: Tensor, shape: tuple[int, ...], lead: int = 0) -> Tensor:
+        """Undo ``examples``: bring ``[*lead, batch, features]`` to ``[*lead, *shape]``, the node's own shape."""
+        batch = value.shape[lead]
+        rest = [size for i, size in enumerate(shape) if i != self.axis]
+        if self.factor == 1:
+            return value.reshape(*value.shape[: lead + 1], *rest).movedim(lead, lead + self.axis)
+        inner = [*shape[: self.axis], self.factor, *shape[self.axis + 1 :]]
+        opened = value.reshape(*value.shape[:lead], batch, *inner)
+        moved = opened.movedim(lead, lead + self.axis if self.outer else lead + self.axis + 1)
+        return moved.flatten(lead + self.axis, lead + self.axis + 1)

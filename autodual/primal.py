@@ -1,0 +1,68 @@
+"""The primal walk: evaluate the graph at a point."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from autodual.errors import AutoDualError, SpecificationError
+from autodual.graph import Graph, ModuleRef, Node, Ref, substitute
+from dual_layers.contract import Call
+
+
+def evaluate(graph: Graph, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Evaluate every node.
+
+    Args:
+        graph: the traced model.
+        model: where parameters, buffers and leaf modules are looked up.
+        inputs: a value for each input node, by name of the model's argument.
+
+    Returns:
+        The value of every node by name.
+
+    Raises:
+        SpecificationError: an operator rejects its inputs; the message names the node and the model's source line.
+    """
+    values: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.kind == "input":
+            values[node.name] = inputs[node.operator]
+        elif node.kind == "attribute":
+            values[node.name] = graph.constants[node.operator] if node.operator in graph.constants else _attribute(model, node.operator)
+        else:
+            values[node.name] = _run(node, model, values)
+    return values
+
+
+def operator_of(node: Node, model: nn.Module) -> Any:
+    """Return the module, function or method name that a call node runs."""
+    return model.get_submodule(node.operator.path) if isinstance(node.operator, ModuleRef) else node.operator
+
+
+def is_attribute_access(node: Node) -> bool:
+    """Whether the node reads an attribute such as ``x.shape``."""
+    return node.operator is builtins.getattr
+
+
+def _run(node: Node, model: nn.Module, values: Mapping[str, Any]) -> Any:
+    def value_of(ref: Ref) -> Any:
+        return values[ref.name]
+
+    call = Call(operator_of(node, model), substitute(node.args, value_of), substitute(node.kwargs, value_of), node.item)
+    try:
+        return call()
+    except AutoDualError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise SpecificationError(f'the model does not accept these inputs: node "{node.name}" at {node.origin}: {error}') from error
+
+
+def _attribute(model: nn.Module, path: str) -> Any:
+    value: Any = model
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value

@@ -1,0 +1,66 @@
+"""What ``verify`` hands back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from enum import Enum
+
+from torch import Tensor
+
+from autodual.methods import Method
+from dual_layers import Guarantee
+
+
+class Verdict(Enum):
+    """What is known about one example."""
+
+    CERTIFIED = "certified"
+    FALSIFIED = "falsified"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of a verification, one entry per example.
+
+    Attributes:
+        certified: ``(batch,)`` bool: every margin with ``j != y`` exceeds the float allowance, strictly.
+        verdict: per example ``CERTIFIED``, ``FALSIFIED`` (the region's centre itself is misclassified) or ``UNKNOWN``.
+        predicted: ``(batch,)`` the model's prediction at x.
+        y: ``(batch,)`` the labels.
+        margins: ``(batch, classes)`` lower bounds of ``f_y - f_j`` over the region, 0 at ``j = y``.
+        allowance: ``(batch, classes)`` what float rounding may cost each margin.
+        guarantee: what the margins are worth; ``NONE`` never certifies.
+        method: the method that computed them.
+        region: description of the region.
+    """
+
+    certified: Tensor
+    verdict: tuple[Verdict, ...]
+    predicted: Tensor
+    y: Tensor
+    margins: Tensor
+    allowance: Tensor
+    guarantee: Guarantee
+    method: Method
+    region: str
+
+    def summary(self) -> str:
+        """Describe the outcome in a few lines."""
+        total, counts = len(self.verdict), Counter(self.verdict)
+        correct = int((self.predicted == self.y).sum())
+        share = (lambda count: f"{count:>6} of {total}" + (f"  ({100 * count / total:.2f} %)" if total else ""))
+        lines = [
+            f"region     {self.region}",
+            f"method     {self.method}, guarantee {self.guarantee}",
+            f"correct    {share(correct)}",
+            f"certified  {share(counts[Verdict.CERTIFIED])}",
+            f"falsified  {share(counts[Verdict.FALSIFIED])}",
+            f"unknown    {share(counts[Verdict.UNKNOWN])}",
+        ]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        """Return the summary."""
+        return self.summary()

@@ -1,0 +1,423 @@
+"""The public interface: what ``certify`` returns, how it behaves and what it refuses."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import autodual
+from autodual import IBP, L1, L2, NONE, Adaptive, Box, Dual, LInf, SpecificationError, TraceError, UnsupportedOperatorError, Verdict
+
+METHODS = ["interval", "dual", "adaptive", Dual(strict=True), Dual(walk="forward"), Adaptive(strict=True)]
+
+
+def mlp(seed=0, dtype=torch.float64):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)).to(dtype)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.conv1 = nn.Conv2d(4, 4, 3, padding=1)
+        self.conv2 = nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(4 * 16, 3)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.stem(x)))
+        x = F.relu(x + self.conv2(F.relu(self.conv1(x))))
+        return self.head(x.view(x.size(0), -1))
+
+
+class Dense(nn.Module):
+    """DenseNet style in plain functional PyTorch."""
+
+    def __init__(self):
+        super().__init__()
+        self.w1, self.w2 = nn.Parameter(0.5 * torch.randn(3, 2, 3, 3)), nn.Parameter(0.5 * torch.randn(3, 5, 3, 3))
+        self.head = nn.Parameter(torch.randn(3, 8))
+
+    def forward(self, x):
+        features = [x]
+        for weight in (self.w1, self.w2):
+            features.append(F.relu(F.conv2d(torch.cat(features, 1), weight, padding=1)))
+        return F.adaptive_avg_pool2d(torch.cat(features, dim=1), 1).flatten(1) @ self.head.t()
+
+
+def residual(seed=0):
+    torch.manual_seed(seed)
+    model = Residual().double()
+    model.train()
+    model(torch.randn(16, 1, 4, 4, dtype=torch.float64))
+    return model.eval()
+
+
+def dense(seed=0):
+    torch.manual_seed(seed)
+    return Dense().double()
+
+
+CASES = {"mlp": (mlp, (4,)), "residual": (residual, (1, 4, 4)), "dense": (dense, (2, 5, 5))}
+
+
+def inputs(shape, batch=3, seed=1):
+    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("region", [LInf(0.1), L2(0.3), L1(0.5), LInf(0.3, domain=(-1.0, 1.0))], ids=repr)
+@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_bounds_hold_at_sampled_points(name, method, region):
+    make, shape = CASES[name]
+    model, x = make(), inputs(shape).clamp(-1, 1)
+    found = autodual.certify(model).bounds(x, region, method=method)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for _ in range(300):
+            z = model(region.sample(x, generator=generator))
+            assert found.contains(z, 1e-9).all()
+        assert found.contains(model(region.center(x)), 1e-9).all()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_forward_and_backward_walks_agree(name):
+    make, shape = CASES[name]
+    net, x = autodual.certify(make()), inputs(shape)
+    for strict in (False, True):
+        for region in (LInf(0.1), L2(0.3), Box(x - 0.1, x + 0.3)):
+            backward, forward = (net.bounds(x, region, method=Dual(strict=strict, walk=walk)) for walk in ("backward", "forward"))
+            torch.testing.assert_close(backward.lower, forward.lower, rtol=0, atol=1e-10)
+            torch.testing.assert_close(backward.upper, forward.upper, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_an_example_does_not_depend_on_its_batch(name, method):
+    make, shape = CASES[name]
+    net, x, eps = autodual.certify(make()), inputs(shape, 5), torch.tensor([0.01, 0.3, 0.1, 0.0, 0.2], dtype=torch.float64)
+    together = net.bounds(x, LInf(eps), method=method)
+    for i in range(5):
+        alone = net.bounds(x[i : i + 1], LInf(eps[i : i + 1]), method=method)
+        torch.testing.assert_close(alone.lower[0], together.lower[i], rtol=0, atol=1e-12)
+        torch.testing.assert_close(alone.upper[0], together.upper[i], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_chunks_change_nothing(name):
+    make, shape = CASES[name]
+    model, x = make(), inputs(shape)
+    whole = autodual.certify(model).bounds(x, LInf(0.2))
+    net = autodual.certify(model, memory_budget=4000)
+    chunked = net.bounds(x, LInf(0.2))
+    torch.testing.assert_close(whole.lower, chunked.lower, rtol=0, atol=1e-12)
+    loss = [autodual.certify(model, memory_budget=b).robust_loss(x, [0, 1, 2], LInf(0.2)) for b in (10**9, 4000)]
+    grads = [torch.autograd.grad(value, [p for p in model.parameters()]) for value in loss]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["interval", "dual", "adaptive", Dual(strict=True, walk="forward")], ids=str)
+@pytest.mark.parametrize("region", [LInf(0.1), L2(0.2), L1(0.3), L2(0.4, domain=(-0.9, 0.9))], ids=repr)
+@pytest.mark.parametrize("name", CASES)
+def test_robust_loss_has_the_gradient_of_finite_differences(name, region, method):
+    make, shape = CASES[name]
+    model, x, y = make(), 0.3 * inputs(shape), [0, 1, 2]
+    net = autodual.certify(model)
+    parameters = list(model.parameters())
+    gradient = torch.autograd.grad(net.robust_loss(x, y, region, method), parameters)
+    generator = torch.Generator().manual_seed(3)
+    directions = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+    step = 1e-6
+    ends = []
+    with torch.no_grad():
+        for sign in (1, -2, 1):  # to +step, to -step, and back
+            for p, d in zip(parameters, directions, strict=True):
+                p.add_(sign * step * d)
+            ends.append(net.robust_loss(x, y, region, method).item())
+    numeric = (ends[0] - ends[1]) / (2 * step)
+    analytic = sum((g * d).sum().item() for g, d in zip(gradient, directions, strict=True))
+    assert abs(numeric - analytic) <= 1e-5 * max(1.0, abs(numeric))
+
+
+@pytest.mark.parametrize("region", [LInf(0.1), L2(0.2)], ids=repr)
+def test_ten_adam_steps_lower_the_robust_loss(region):
+    model, x = mlp(), inputs((4,), 64)
+    y = (x[:, 0] > 0).long() + (x[:, 1] > 0.5).long()
+    net = autodual.certify(model)
+    loss = autodual.RobustLoss(net)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    values = []
+    for _ in range(11):
+        optimizer.zero_grad()
+        value = loss(x, y, region)
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    assert values[-1] < 0.9 * values[0]
+    assert all(later < earlier for earlier, later in zip(values, values[1:], strict=False))
+
+
+def test_margins_agree_with_bounds_of_the_same_rows():
+    net, x, y = autodual.certify(mlp()), inputs((4,)), torch.tensor([2, 0, 1])
+    margins = net.margins(x, y, LInf(0.1))
+    for i, label in enumerate(y.tolist()):
+        rows = torch.eye(3, dtype=x.dtype)[label] - torch.eye(3, dtype=x.dtype)
+        torch.testing.assert_close(margins[i], net.bounds(x[i : i + 1], LInf(0.1), rows).lower[0])
+        assert margins[i, label] == 0
+
+
+def test_the_last_affine_segment_is_merged_with_the_rows():
+    """Interval bounds of a difference are tighter than the difference of interval bounds."""
+    net, x, y = autodual.certify(mlp()), inputs((4,)), torch.tensor([0, 0, 0])
+    separate = net.bounds(x, LInf(0.1), method="interval")
+    merged = net.margins(x, y, LInf(0.1), method="interval")
+    assert (merged[:, 1:] > separate.lower[:, :1] - separate.upper[:, 1:] + 1e-6).all()
+
+
+def test_the_dual_bound_is_exact_on_a_linear_model():
+    model, x = nn.Linear(4, 3).double(), inputs((4,))
+    found = autodual.certify(model).bounds(x, LInf(0.1))
+    radius = 0.1 * model.weight.abs().sum(1)
+    torch.testing.assert_close(found.lower, model(x) - radius)
+    torch.testing.assert_close(found.upper, model(x) + radius)
+
+
+def test_verify_reports_each_example():
+    model, x = mlp(), inputs((4,), 20)
+    net = autodual.certify(model)
+    y = model(x).argmax(1)
+    y[:5] = (y[:5] + 1) % 3
+    report = net.verify(x, y, LInf(1e-4))
+    assert report.verdict[:5] == (Verdict.FALSIFIED,) * 5
+    assert report.certified[5:].float().mean() > 0.8
+    assert not report.certified[:5].any()
+    loose = net.verify(x, y, LInf(5.0))
+    assert Verdict.UNKNOWN in loose.verdict and not loose.certified.any()
+    assert "certified" in report.summary() and "LInf" in report.summary()
+    assert (net.flag(x, LInf(1e-4)) == ~net.verify(x, model(x).argmax(1), LInf(1e-4)).certified).all()
+
+
+def test_a_tie_is_not_certified():
+    model = nn.Linear(2, 2)
+    nn.init.zeros_(model.weight), nn.init.zeros_(model.bias)
+    report = autodual.certify(model).verify(torch.zeros(1, 2), [0], LInf(0.0))
+    assert not report.certified.any()
+
+
+def test_the_float_allowance_covers_rounding():
+    """A margin of a few roundings is not a proof."""
+    model = nn.Linear(2, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1e6, 1.0], [1e6, 0.0]]))
+        model.bias.copy_(torch.tensor([0.01, 0.0]))
+    report = autodual.certify(model).verify(torch.tensor([[1.0, 0.0]]), [0], LInf(0.0))
+    assert report.margins[0, 1] > 0 and not report.certified.any()
+
+
+def test_radius_is_certified_and_nearly_the_largest():
+    net, x = autodual.certify(mlp()), inputs((4,), 10)
+    y = net(x).argmax(1)
+    radius = net.radius(x, max_radius=0.5)
+    assert net.verify(x, y, LInf(radius)).certified[radius > 0].all()
+    grid = torch.linspace(0, 0.5, 201, dtype=x.dtype)[1:]
+    certified = torch.stack([net.verify(x, y, LInf(float(eps))).certified for eps in grid])
+    best = torch.where(certified, grid[:, None], 0.0).amax(0)
+    assert (radius >= best - 0.5 / 200).all()
+
+
+def test_training_mode_uses_the_clean_batch_statistics_and_certifies_nothing():
+    torch.manual_seed(0)
+    model, x = Residual().double().train(), inputs((1, 4, 4), 6)
+    net = autodual.certify(model)
+    before = copy.deepcopy(model.state_dict())
+    found = net.bounds(x, LInf(1e-9))
+    assert found.guarantee == NONE
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), "looking must not move running statistics"
+    torch.testing.assert_close(found.lower, copy.deepcopy(model)(x), rtol=0, atol=1e-5)
+    assert not net.verify(x, net(x).argmax(1), LInf(1e-9)).certified.any()
+    moved = copy.deepcopy(model)
+    moved(x)
+    net.robust_loss(x, [0, 1, 2, 0, 1, 2], LInf(0.01)).backward()
+    torch.testing.assert_close(model.norm.running_mean, moved.norm.running_mean)
+    assert model.norm.num_batches_tracked == moved.norm.num_batches_tracked
+    net.eval()
+    assert net.bounds(x, LInf(0.01)).guarantee == autodual.REAL
+
+
+def test_dropout_in_training_mode_is_an_error():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 2))
+    with pytest.raises((UnsupportedOperatorError, TraceError), match="eval"):
+        autodual.certify(model.train())
+    autodual.certify(model.eval())
+
+
+def test_several_inputs():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(2, 4)
+
+        def forward(self, left, right, bias=None):
+            z = F.relu(self.a(left) + self.b(right))
+            return z if bias is None else z + bias
+
+    torch.manual_seed(0)
+    model = Two().double()
+    net, left, right = autodual.certify(model), inputs((3,)), inputs((2,), seed=5)
+    both = net.bounds((left, right), LInf(0.1))
+    only = net.bounds((left, right), {"left": LInf(0.1)})
+    assert (both.width >= only.width - 1e-12).all() and (both.width > only.width + 1e-6).any()
+    named = net.bounds({"left": left, "right": right}, {"right": L2(0.1), "left": LInf(0.1)})
+    assert (named.width <= both.width + 1e-12).all()
+    shifted = net.bounds({"left": left, "right": right, "bias": torch.ones(4, dtype=left.dtype)}, {"left": LInf(0.1)})
+    torch.testing.assert_close(shifted.lower, only.lower + 1)
+    with pytest.raises(SpecificationError, match="middle"):
+        net.bounds((left, right), {"middle": LInf(0.1)})
+
+
+def test_the_batch_may_live_elsewhere():
+    class Sequence(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 5), nn.Linear(5, 2)
+
+        def forward(self, x):
+            batch, steps, width = x.shape
+            z = F.relu(self.a(x.reshape(batch * steps, width)))
+            z = z.view(batch, steps, 5).transpose(0, 1)
+            return F.relu(self.b(z)).sum(0)
+
+    torch.manual_seed(0)
+    model, x = Sequence().double(), inputs((4, 3), 3)
+    net = autodual.certify(model)
+    for method in METHODS:
+        found = net.bounds(x, LInf(0.2), method=method)
+        for seed in range(50):
+            noise = 0.2 * (2 * torch.rand(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype) - 1)
+            assert found.contains(model(x + noise), 1e-9).all()
+        alone = net.bounds(x[1:2], LInf(0.2), method=method)
+        torch.testing.assert_close(alone.lower[0], found.lower[1])
+
+
+def test_parameters_are_shared_and_a_copy_is_independent():
+    model, x = mlp(), inputs((4,))
+    net = autodual.certify(model)
+    other = copy.deepcopy(net)
+    before = net.bounds(x, LInf(0.1)).lower
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+    assert not torch.equal(net.bounds(x, LInf(0.1)).lower, before)
+    torch.testing.assert_close(other.bounds(x, LInf(0.1)).lower, before)
+
+
+def test_replacing_a_module_after_certify_is_noticed():
+    model = mlp()
+    net = autodual.certify(model)
+    net.bounds(inputs((4,)), LInf(0.1))
+    model[1] = nn.Hardtanh()
+    with pytest.raises((SpecificationError, TraceError), match="certify again"):
+        net.bounds(inputs((4,)), LInf(0.1))
+
+
+def test_constant_outputs_and_no_grad_modes():
+    class Constant(nn.Module):
+        def forward(self, x):
+            return torch.zeros_like(x)[:, :2] + 1.0
+
+    assert autodual.certify(Constant()).bounds(torch.zeros(2, 3), LInf(1.0)).upper.tolist() == [[1.0, 1.0]] * 2
+    net = autodual.certify(mlp())
+    reference = net.bounds(inputs((4,)), LInf(0.1)).lower
+    with torch.inference_mode():
+        torch.testing.assert_close(net.bounds(inputs((4,)), LInf(0.1)).lower, reference)
+
+
+def test_an_empty_batch_gets_an_empty_answer():
+    net, x = autodual.certify(mlp()), inputs((4,))[:0]
+    assert net.bounds(x, LInf(0.1)).lower.shape == (0, 3)
+    assert net.margins(x, torch.zeros(0, dtype=torch.long), LInf(0.1)).shape == (0, 3)
+    report = net.verify(x, torch.zeros(0, dtype=torch.long), LInf(0.1))
+    assert report.verdict == () and report.certified.shape == (0,)
+    assert net.radius(x).shape == (0,)
+
+
+class Unsupported(nn.Module):
+    def forward(self, x):
+        return torch.special.entr(torch.fft.rfft(x).real) + torch.erfinv(x)
+
+
+BAD = {
+    "wrong input shape": (lambda n, x: n.bounds(x[:, :2], LInf(0.1)), "does not accept"),
+    "negative eps": (lambda n, x: n.bounds(x, LInf(-0.1)), "eps"),
+    "NaN eps": (lambda n, x: n.bounds(x, LInf(float("nan"))), "eps"),
+    "NaN in x": (lambda n, x: n.bounds(x * float("nan"), LInf(0.1)), "NaN.*example 0"),
+    "lower above upper": (lambda n, x: n.bounds(x, Box(x + 1, x)), "lower"),
+    "y out of range": (lambda n, x: n.verify(x, [0, 1, 3], LInf(0.1)), r"y\[2\] = 3.*3 outputs"),
+    "negative y": (lambda n, x: n.verify(x, [0, -1, 0], LInf(0.1)), r"y\[1\] = -1"),
+    "float y": (lambda n, x: n.verify(x, [0.0, 1.0, 2.0], LInf(0.1)), "integer class labels"),
+    "too few labels": (lambda n, x: n.verify(x, [0, 1], LInf(0.1)), r"\(3,\)"),
+    "specification too wide": (lambda n, x: n.bounds(x, LInf(0.1), torch.ones(2, 4)), r"\(rows, 3\)"),
+    "NaN specification": (lambda n, x: n.bounds(x, LInf(0.1), torch.full((2, 3), float("nan"))), "NaN"),
+    "integer input": (lambda n, x: n.bounds(x.long(), LInf(0.1)), r"int64.*float\(\)"),
+    "other dtype": (lambda n, x: n.bounds(x.float(), LInf(0.1)), "float32.*float64"),
+    "model on another device": (lambda n, x: n.bounds(x.to("meta"), LInf(0.1)), "meta.*cpu"),
+    "no such method": (lambda n, x: n.bounds(x, LInf(0.1), method="crown"), "interval"),
+    "not a region": (lambda n, x: n.bounds(x, 0.1), "LInf"),
+    "too many inputs": (lambda n, x: n.bounds((x, x), LInf(0.1)), "1 argument"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named(case):
+    use, message = BAD[case]
+    with pytest.raises(SpecificationError, match=message):
+        use(autodual.certify(mlp()), inputs((4,)))
+
+
+def test_nan_weights_are_named_and_never_certify():
+    model = mlp()
+    net = autodual.certify(model)
+    with torch.no_grad():
+        model[2].weight[0, 0] = float("nan")
+    with pytest.raises(SpecificationError, match="2.weight"):
+        net.verify(inputs((4,)), [0, 1, 2], LInf(0.1))
+
+
+def test_all_unsupported_operators_are_listed_at_once():
+    with pytest.raises(UnsupportedOperatorError) as caught:
+        autodual.certify(Unsupported())
+    text = str(caught.value)
+    assert "3 operators" in text or "4 operators" in text
+    assert "entr" in text and "erfinv" in text and "test_network.py:" in text and "adding_an_operator" in text
+
+
+def test_overflowing_bounds_are_unknown_not_certified():
+    model = mlp(dtype=torch.float32)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1e12)
+    x = inputs((4,)).float()
+    for method in METHODS:
+        report = autodual.certify(model).verify(x, model(x).argmax(1), LInf(1e20), method)
+        assert not report.certified.any()
+        assert not report.margins.isnan().any()
+
+
+def test_explain_names_every_node(tmp_path):
+    pytest.importorskip("matplotlib")
+    net = autodual.certify(residual())
+    bare, text = str(net.explain()), str(net.explain(inputs((1, 4, 4)), LInf(0.01)))
+    for word in ("nn.Conv2d", "DualConv", "DualReLU", "test_network.py:", "nn.BatchNorm2d"):
+        assert word in bare and word in text
+    assert "(N, 4, 4, 4)" in text and "rows" in text
+    assert net.explain(inputs((1, 4, 4)), LInf(0.01)).draw(tmp_path / "net.png").stat().st_size > 5000
+
+
+def test_method_dataclasses_and_names_agree():
+    net, x = autodual.certify(mlp()), inputs((4,))
+    for name, options in (("interval", IBP()), ("dual", Dual()), ("adaptive", Adaptive())):
+        assert torch.equal(net.bounds(x, LInf(0.1), method=name).lower, net.bounds(x, LInf(0.1), method=options).lower)
