@@ -1,12 +1,11 @@
 """The source text's Algorithm 1, line by line, in float64 on dense matrices: a reference that shares no code with the library.
 
-For a classifier x -> W_1 -> ReLU -> ... -> W_{k-1} -> logits and the ball |x' - x|_inf <= epsilon it computes the activation bounds
-l_i, u_i of every layer and the margins J = min over the relaxation of f_y - f_j, equations (3.8), (3.9), (3.18). Two slips of the
-printed algorithm are put right: the inner sums run over I_j, the layer a term came from, and the columns of the identity of layer j
-that are propagated are those of I_j (Wong, thesis, section 3.1.3).
+For a classifier x -> W_1 -> ReLU -> ... -> W_{k-1} -> logits and the ball |x' - x|_inf <= epsilon it computes the activation
+bounds l_i, u_i of every layer and the margins J, lower bounds of f_y - f_j: equations (3.8), (3.9) and (3.18) of Wong's thesis,
+section 3.1. One slip of the printed algorithm is put right: the inner sums run over I_j, the layer a term came from.
 
-Indices are the text's: W[1] .. W[k-1], bounds l[2] .. l[k]. `x` may be accompanied by a vector epsilon, which makes the ball a box:
-that is how a domain (pixels in 0..1) enters.
+Indices are the text's: W[1] .. W[k-1], bounds l[2] .. l[k]. A vector `epsilon` makes the ball a box: that is how a domain
+(pixels in 0..1) enters.
 
     python benchmarks/algorithm1.py --data DIR --models DIR --only mnist --limit 50
 """
@@ -19,9 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from common import PUBLISHED, data_arguments, load_images, load_model
 from numpy.typing import NDArray
 from torch import nn
+
+from benchmarks.common import PUBLISHED, data_arguments, load_images, load_model
 
 Array = NDArray[np.float64]
 
@@ -156,15 +156,16 @@ def main() -> None:
     network = dense(load_model(arguments.models, entry), tuple(images.shape[1:]))
     inputs = images.double().flatten(1).numpy()
     wrong = sum(int(network(x).argmax() != y) for x, y in zip(inputs, labels.tolist(), strict=True))
-    print(f"{arguments.only}: {len(labels)} images, {100 * wrong / len(labels):.2f} % wrong (all: {entry.clean_error} % published)")
+    percent = 100 / len(labels)
+    print(f"{arguments.only}: {len(labels)} images, {percent * wrong:.2f} % wrong (published for all: {entry.clean_error} %)")
     for domain, _ in entry.uncertified:
         start = time.perf_counter()
         bounds = [margins(network, x, y, entry.epsilon, domain) for x, y in zip(inputs, labels.tolist(), strict=True)]
         seconds = time.perf_counter() - start
         open_cases = sum(not np.all(np.delete(row, y) > 0) for row, y in zip(bounds, labels.tolist(), strict=True))
         print(
-            f"  epsilon {entry.epsilon}, domain {domain}: {100 * open_cases / len(labels):.2f} % not certified "
-            f"(all: {entry.robust_error} % published), {1000 * seconds / len(labels):.0f} ms per image"
+            f"  epsilon {entry.epsilon}, domain {domain}: {percent * open_cases:.2f} % not certified "
+            f"(published for all: {entry.robust_error} %), {1000 * seconds / len(labels):.0f} ms per image"
         )
 
 

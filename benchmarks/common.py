@@ -105,7 +105,8 @@ def peak_memory() -> float:
 
 def machine() -> str:
     """Describe in one line what the figures were measured on."""
-    return f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, {torch.get_num_threads()} threads"
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    return f"{versions}, {platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

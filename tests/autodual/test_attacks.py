@@ -1,0 +1,170 @@
+"""Attacks stay inside their region, find what can be found, and leave the model as it was."""
+
+import pytest
+import torch
+from torch import nn
+
+from autodual.attacks import fgsm, minimize, pgd, smallest_margin
+from autodual.errors import SpecificationError
+from autodual.regions import L1, L2, Box, LInf, Region
+
+REGIONS = [
+    LInf(0.3),
+    LInf(0.3, domain=(0.0, 1.0)),
+    L2(0.7),
+    L2(0.7, domain=(0.0, 1.0)),
+    L1(1.1),
+    L1(1.1, domain=(0.0, 1.0)),
+    Box(0.1, torch.linspace(0.2, 0.9, 6)),
+]
+
+
+class Ellipsoid(Region):
+    """A region with nothing but a support function."""
+
+    def __init__(self, axes):
+        self.axes = axes
+
+    def support(self, x, v):
+        return (v * x).sum(-1) + (v * self.axes).norm(dim=-1)
+
+
+def uniform(*shape, seed=0, dtype=torch.float64):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 4)).double()
+
+
+@pytest.mark.parametrize("region", [*REGIONS, Ellipsoid(torch.linspace(0.1, 1.0, 6, dtype=torch.float64))], ids=repr)
+def test_one_step_is_exact_for_an_affine_model(region):
+    model, x = nn.Linear(6, 4).double(), uniform(3, 6)
+    rows = 2 * uniform(3, 5, 4, seed=1) - 1
+    values, points = minimize(model, x, region, rows, steps=1)
+    with torch.no_grad():
+        pulled = (rows @ model.weight).movedim(1, 0)
+        exact = rows @ model.bias - region.support(x, -pulled).T
+    torch.testing.assert_close(values, exact, atol=1e-7, rtol=1e-7)
+    assert points.shape == (3, 5, 6)
+    at_points = torch.einsum("nsk,nsk->ns", model(points), rows)
+    torch.testing.assert_close(values, at_points, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("region", REGIONS, ids=repr)
+def test_points_are_inside_and_better_than_samples(network, region):
+    x, y = uniform(5, 6), torch.tensor([0, 1, 2, 3, 0])
+    generator = torch.Generator().manual_seed(3)
+    z = pgd(network, x, y, region, steps=20, restarts=10, generator=generator)
+    assert region.contains(x, z, 1e-9).all()
+    network.eval()
+    found = smallest_margin(network(z), y)
+    samples = torch.stack([smallest_margin(network(region.sample(x, generator)), y) for _ in range(100)])
+    assert found.mean() <= samples.amin(0).mean()
+    assert (found <= smallest_margin(network(fgsm(network, x, y, region)), y) + 1e-9).all()
+
+
+def test_the_seed_decides(network):
+    x, y = uniform(5, 6), torch.zeros(5, dtype=torch.long)
+    runs = [pgd(network, x, y, L2(1.0), restarts=2, generator=torch.Generator().manual_seed(7)) for _ in range(2)]
+    assert torch.equal(*runs)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_alone(network, training):
+    network.train(training)
+    network[1].eval()
+    modes = [module.training for module in network.modules()]
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+    network[0].weight.grad = torch.full_like(network[0].weight, 2.0)
+    x = uniform(5, 6).requires_grad_()
+    pgd(network, x, torch.zeros(5, dtype=torch.long), LInf(0.1))
+    minimize(network, x, LInf(0.1), torch.eye(4))
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+    assert (network[0].weight.grad == 2.0).all()
+    assert x.grad is None
+    assert network[4].weight.grad is None
+
+
+def test_modes_come_back_after_an_error(network):
+    network.train()
+    with pytest.raises(RuntimeError):
+        pgd(network, uniform(5, 7), torch.zeros(5, dtype=torch.long), LInf(0.1))
+    assert all(module.training for module in network.modules())
+
+
+def test_an_example_does_not_depend_on_its_batch(network):
+    x, y, eps = uniform(4, 6), torch.tensor([3, 2, 1, 0]), torch.tensor([0.1, 0.2, 0.3, 0.0], dtype=torch.float64)
+    together = pgd(network, x, y, LInf(eps))
+    alone = torch.cat([pgd(network, x[i : i + 1], y[i : i + 1], LInf(eps[i : i + 1])) for i in range(4)])
+    torch.testing.assert_close(together, alone, atol=1e-9, rtol=0)
+    torch.testing.assert_close(together[3], x[3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_any_dtype(network, dtype):
+    model, x = network.to(dtype), uniform(2, 6).to(dtype)
+    for region in (LInf(0.1), L2(0.5), L1(0.5)):
+        z = pgd(model, x, torch.tensor([0, 1]), region, steps=3)
+        assert z.dtype == dtype
+        assert z.isfinite().all()
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(3, 2), nn.Linear(4, 2)
+
+    def forward(self, image, state, index=None):
+        return self.left(image) - self.right(state)
+
+
+def test_several_inputs():
+    torch.manual_seed(0)
+    model, image, state, index = TwoInputs(), uniform(2, 3).float(), uniform(2, 4).float(), torch.tensor([0, 1])
+    y = torch.tensor([0, 1])
+    as_tuple = pgd(model, (image, state, index), y, LInf(0.1))
+    assert isinstance(as_tuple, tuple)
+    assert as_tuple[2] is index
+    assert not torch.equal(as_tuple[1], state)
+    as_dict = pgd(model, {"state": state, "image": image}, y, {"state": L2(0.5)})
+    assert as_dict["image"] is image
+    assert L2(0.5).contains(state, as_dict["state"], 1e-6).all()
+    named = pgd(model, (image, state), y, {"state": L2(0.5)})
+    torch.testing.assert_close(named[1], as_dict["state"])
+    with pytest.raises(SpecificationError, match="unknown"):
+        pgd(model, (image, state), y, {"unknown": L2(0.5)})
+    values, points = minimize(model, (image, state), LInf(0.1), torch.eye(2))
+    assert values.shape == (2, 2)
+    assert points[0].shape == (2, 2, 3)
+
+
+def test_a_support_function_is_enough(network):
+    region = Ellipsoid(torch.linspace(0.1, 1.0, 6, dtype=torch.float64))
+    x, y = uniform(5, 6), torch.zeros(5, dtype=torch.long)
+    z = pgd(network, x, y, region, restarts=3, generator=torch.Generator().manual_seed(0))
+    assert (((z - x) / region.axes).norm(dim=1) <= 1 + 1e-9).all()
+    network.eval()
+    assert (smallest_margin(network(z), y) < smallest_margin(network(x), y)).all()
+
+
+def test_awkward_models():
+    y = torch.zeros(2, dtype=torch.long)
+    constant = pgd(lambda x: torch.ones(len(x), 3), uniform(2, 6), y, LInf(0.1))
+    assert constant.shape == (2, 6)
+    flat = pgd(lambda x: torch.relu(x - 5) @ torch.ones(6, 3, dtype=x.dtype), uniform(2, 6), y, L2(0.1))
+    assert flat.isfinite().all()
+    assert pgd(nn.Linear(6, 3).double(), uniform(0, 6), y[:0], L2(0.1)).shape == (0, 6)
+    assert pgd(lambda x: torch.stack([x, -x], 1), uniform(3), torch.ones(3, dtype=torch.long), LInf(0.1)).shape == (3,)
+
+
+def test_margins():
+    outputs = torch.tensor([[3.0, 1.0, 2.5], [0.0, 1.0, 4.0]])
+    assert smallest_margin(outputs, torch.tensor([0, 1])).tolist() == [0.5, -3.0]
+    with pytest.raises(SpecificationError, match="at least one"):
+        minimize(nn.Linear(2, 2), torch.zeros(1, 2), LInf(0.1), torch.zeros(0, 2))
+    with pytest.raises(SpecificationError, match="restarts"):
+        pgd(nn.Linear(2, 2), torch.zeros(1, 2), torch.zeros(1, dtype=torch.long), LInf(0.1), restarts=0)
