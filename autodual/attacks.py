@@ -59,7 +59,8 @@ def pgd(
 ) -> Any:
     """Descend on the smallest margin ``min_j f_y - f_j``, projecting onto the region.
 
-    The first run starts at the region's centre with one full step, the others start at random points.
+    The first run starts at the region's centre with one full step. The others start at random points and each descends
+    against one class, the likeliest first: the smallest margin of several classes has more local minima than each alone.
 
     Args:
         model: a classifier; run in evaluation mode, its parameters' ``.grad`` is left alone.
@@ -74,14 +75,20 @@ def pgd(
     Returns:
         The point of smallest margin seen for every example, inside its region, in the form of ``x``.
     """
-    y = torch.as_tensor(y)
-
-    def margin(outputs: Tensor) -> Tensor:
-        return smallest_margin(outputs, y.to(outputs.device))
-
     problem = _Problem.build(model, x, region)
     with _evaluation(model):
-        _, points = _descend(problem, margin, steps, restarts, step_size, generator)
+        outputs = problem.outputs(problem.start(None, random=False))
+        y = torch.as_tensor(y, device=outputs.device).long()
+        rivals = outputs.scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)[:, :-1]
+
+        def guide(outputs: Tensor, restart: int) -> Tensor:
+            if restart == 0:
+                return smallest_margin(outputs, y)
+            rival = rivals[:, (restart - 1) % rivals.shape[1]]
+            return (outputs.gather(1, y[:, None]) - outputs.gather(1, rival[:, None])).squeeze(1)
+
+        search = _Search(problem, lambda outputs: smallest_margin(outputs, y), guide)
+        _, points = search.run(steps, restarts, step_size, generator)
     return problem.form(points)
 
 
@@ -117,7 +124,8 @@ def minimize(
     with _evaluation(model):
         for index in range(rows.shape[-2]):
             row = rows[..., index, :]
-            value, points = _descend(problem, _functional(row), steps, restarts, step_size, generator)
+            search = _Search(problem, _functional(row), _unguided(_functional(row)))
+            value, points = search.run(steps, restarts, step_size, generator)
             values.append(value)
             found.append(points)
     if not values:
@@ -135,6 +143,10 @@ def smallest_margin(outputs: Tensor, y: Tensor) -> Tensor:
 
 def _functional(row: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda outputs: (outputs.flatten(1) * row.to(outputs)).sum(1)
+
+
+def _unguided(score: Callable[[Tensor], Tensor]) -> Callable[[Tensor, int], Tensor]:
+    return lambda outputs, _: score(outputs)
 
 
 @dataclass(frozen=True)
@@ -258,40 +270,45 @@ def _length(value: Tensor) -> Tensor:
     return _per_example(torch.linalg.vector_norm(_flat(value), dim=1), value)
 
 
-def _descend(
-    problem: _Problem,
-    loss: Callable[[Tensor], Tensor],
-    steps: int,
-    restarts: int,
-    step_size: float | None,
-    generator: torch.Generator | None,
-) -> tuple[Tensor, dict[Key, Tensor]]:
-    """Minimise a loss ``outputs -> (batch,)`` and keep the best point of every example."""
-    best: tuple[Tensor, dict[Key, Tensor]] | None = None
-    first = 0.5 if step_size is None else step_size
-    for restart in range(restarts):
-        points = problem.start(generator, random=restart > 0)
-        for step in range(steps + 1):
-            value, gradients = _value_and_gradients(problem, loss, points)
-            best = _better(best, value, points)
-            if step < steps:
-                jump = step == restart == 0
-                points = problem.jump(gradients) if jump else problem.move(points, gradients, first * (1 - step / steps))
-    if best is None:
-        raise SpecificationError(f"restarts must be at least 1, got {restarts}")
-    return best
+@dataclass(frozen=True)
+class _Search:
+    """Descent on ``guide(outputs, restart)`` that keeps the point of lowest ``score(outputs)`` for every example."""
 
+    problem: _Problem
+    score: Callable[[Tensor], Tensor]
+    guide: Callable[[Tensor, int], Tensor]
 
-def _value_and_gradients(
-    problem: _Problem, loss: Callable[[Tensor], Tensor], points: Mapping[Key, Tensor]
-) -> tuple[Tensor, dict[Key, Tensor]]:
-    with torch.enable_grad():
-        leaves = {key: point.detach().requires_grad_() for key, point in points.items()}
-        value = loss(problem.outputs(leaves))
-        if not value.requires_grad:
-            return value, {key: torch.zeros_like(point) for key, point in points.items()}
-        gradients = torch.autograd.grad(value.sum(), list(leaves.values()), materialize_grads=True)
-    return value.detach(), dict(zip(leaves, gradients, strict=True))
+    def run(
+        self, steps: int, restarts: int, step_size: float | None, generator: torch.Generator | None
+    ) -> tuple[Tensor, dict[Key, Tensor]]:
+        """Return the best scores, ``(batch,)``, and points."""
+        if restarts < 1:
+            raise SpecificationError(f"restarts must be at least 1, got {restarts}")
+        best: tuple[Tensor, dict[Key, Tensor]] | None = None
+        first = 0.5 if step_size is None else step_size
+        for restart in range(restarts):
+            points = self.problem.start(generator, random=restart > 0)
+            for step in range(steps):
+                value, gradients = self.evaluate(points, restart)
+                best = _better(best, value, points)
+                if step == restart == 0:
+                    points = self.problem.jump(gradients)
+                else:
+                    points = self.problem.move(points, gradients, first * (1 - step / steps))
+            best = _better(best, self.score(self.problem.outputs(points)), points)
+        return best
+
+    def evaluate(self, points: Mapping[Key, Tensor], restart: int) -> tuple[Tensor, dict[Key, Tensor]]:
+        """Return every example's score, and the gradient of what guides the descent."""
+        with torch.enable_grad():
+            leaves = {key: point.detach().requires_grad_() for key, point in points.items()}
+            outputs = self.problem.outputs(leaves)
+            loss = self.guide(outputs, restart)
+            if loss.requires_grad:
+                gradients = torch.autograd.grad(loss.sum(), list(leaves.values()), materialize_grads=True)
+            else:
+                gradients = [torch.zeros_like(point) for point in points.values()]
+        return self.score(outputs.detach()), dict(zip(leaves, gradients, strict=True))
 
 
 def _better(
