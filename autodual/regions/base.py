@@ -1,0 +1,115 @@
+"""What an input region promises; everything but the support function has a default."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from autodual.regions.checks import check_input
+from autodual.regions.supports import dot
+from dual_layers.contract import Interval
+
+_HULL_ELEMENTS = 2**22  # rows of +-e_i are pushed through ``support`` in chunks of about this many numbers
+
+
+class Region(ABC):
+    """A bounded convex set ``B(x)`` around each example ``x`` of a batch, known by its support function.
+
+    A region of one's own is one small class with ``support``; every other method has a default built on it, and
+    redefining one makes it faster, sharper or possible at all (``sample``, ``project`` and ``contains``, which only
+    attacks and tests need). Sets of different examples are independent: axis 0 of ``x`` is the batch.
+
+    Example:
+        >>> class Ellipsoid(Region):
+        ...     def __init__(self, axes):
+        ...         self.axes = axes
+        ...
+        ...     def support(self, x, v):
+        ...         return (v * x).flatten(2).sum(-1) + (v * self.axes).flatten(2).norm(dim=-1)
+        >>> box = Ellipsoid(torch.tensor([1.0, 2.0])).hull(torch.zeros(1, 2))
+        >>> box.upper
+        tensor([[1., 2.]])
+    """
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether ``excess(x, v) == excess(x, -v)``, so that one walk gives both ends of a bound."""
+        return False
+
+    @property
+    def separable(self) -> bool:
+        """Whether the support is a sum over coordinates; the region then equals its hull."""
+        return False
+
+    @abstractmethod
+    def support(self, x: Tensor, v: Tensor) -> Tensor:
+        """Return the largest value of linear functions over the region.
+
+            support(x, v)[r, n] = max of sum(v[r, n] * z) over z in B(x[n])
+
+        A value that is too large makes bounds looser; one that is too small makes them wrong.
+
+        Args:
+            x: the examples, shape (batch, *features).
+            v: the functions, shape (rows, batch, *features).
+
+        Returns:
+            Shape (rows, batch), differentiable in ``v``, ``x`` and the region's own tensors.
+        """
+
+    def excess(self, x: Tensor, v: Tensor) -> Tensor:
+        """Return ``support(x, v) - v . center(x)``, never negative, shape (rows, batch).
+
+        The default subtracts, which costs digits where the region is small beside its centre: define it directly
+        for bounds in float32. Clamping at zero keeps an upper bound of the support, wherever the centre lies.
+        """
+        return (self.support(x, v) - dot(v, self.center(x))).clamp(min=0)
+
+    def center(self, x: Tensor) -> Tensor:
+        """Return the reference point that ``excess`` is measured from, shaped like ``x``; by default ``x`` itself."""
+        return x
+
+    def hull(self, x: Tensor) -> Interval:
+        """Return the smallest box around the region, by default from the support of plus and minus each coordinate."""
+        examples, features = x.shape[0], x[:1].numel() if len(x) else 0
+        if features == 0:
+            return Interval(x, x)
+        step = max(1, _HULL_ELEMENTS // x.numel())
+        lower, upper = [], []
+        for start in range(0, features, step):
+            coordinates = torch.arange(start, min(start + step, features), device=x.device)
+            rows = torch.zeros(len(coordinates), features, dtype=x.dtype, device=x.device)
+            rows[torch.arange(len(coordinates), device=x.device), coordinates] = 1
+            rows = rows.reshape(len(coordinates), 1, *x.shape[1:]).expand(-1, examples, *x.shape[1:])
+            upper.append(self.support(x, rows))
+            lower.append(-self.support(x, -rows))
+        return Interval(*(torch.cat(parts).T.reshape(x.shape) for parts in (lower, upper)))
+
+    def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return a random point of the region for each example; built-in regions visit boundary and corners often."""
+        raise NotImplementedError(f"{self!r} cannot be sampled: define {type(self).__name__}.sample(x, generator)")
+
+    def project(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return a point of the region for each ``z``: the nearest one for built-in regions, ``z`` itself if inside."""
+        raise NotImplementedError(f"{self!r} has no projection: define {type(self).__name__}.project(x, z)")
+
+    def contains(self, x: Tensor, z: Tensor, tolerance: float = 0.0) -> Tensor:
+        """Tell for each example whether ``z`` lies in the region, shape (batch,); a NaN never does.
+
+        Args:
+            x: the examples.
+            z: one point per example, shaped like ``x``.
+            tolerance: how far outside (in the ball's norm, and in each coordinate of a box) still counts as inside.
+        """
+        raise NotImplementedError(f"{self!r} has no test of membership: define {type(self).__name__}.contains(x, z, tolerance)")
+
+    def validate(self, x: Tensor, name: str = "x") -> None:
+        """Raise ``SpecificationError`` if the region cannot be placed around ``x``; run once before bounds are computed.
+
+        Args:
+            x: the examples.
+            name: what the user calls ``x``; every message starts with it.
+        """
+        check_input(x, name)

@@ -1,0 +1,141 @@
+"""Checks of what users hand to a region, each with a message that says what was found, where, and what to do."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from autodual.errors import SpecificationError
+
+ROUNDING = 1e-6  # a value outside its limits by this much, relative to its size, is taken for rounding and clamped
+
+
+def describe(value: object) -> str:
+    """Return a short text for a setting of a region: tensors by shape and range, anything else as Python shows it."""
+    if not isinstance(value, Tensor):
+        return f"({', '.join(map(describe, value))})" if isinstance(value, tuple) else repr(value)
+    if value.numel() == 1 and value.dim() == 0:
+        return f"{value.item():g}"
+    span = f", {value.min().item():g} to {value.max().item():g}" if value.numel() else ""
+    return f"tensor of shape {tuple(value.shape)}{span}"
+
+
+def element(name: str, index: Tensor) -> str:
+    """Return ``name[i, j]`` for one row of ``nonzero()``; a scalar has no index."""
+    return f"{name}[{', '.join(str(i) for i in index.tolist())}]" if len(index) else name
+
+
+def first(mask: Tensor) -> Tensor:
+    """Return the index of the first true element of a mask."""
+    return mask.nonzero()[0]
+
+
+def check_input(x: object, name: str) -> None:
+    """Check that ``x`` is a batch of finite floating numbers."""
+    if not isinstance(x, Tensor):
+        raise SpecificationError(f"{name}: expected a tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        kind = "integer" if not (x.is_complex() or x.dtype == torch.bool) else str(x.dtype).removeprefix("torch.")
+        raise SpecificationError(f"{name}: {kind} input ({x.dtype}): convert to float, for example with .float()")
+    if x.dim() == 0:
+        raise SpecificationError(f"{name}: a scalar has no batch axis; axis 0 must be the batch: use {name}[None]")
+    if x[:1].numel() == 0 < len(x):
+        raise SpecificationError(f"{name}: examples of shape {tuple(x.shape[1:])} have no elements")
+    wrong = ~x.isfinite()
+    if wrong.any():
+        where = first(wrong)
+        raise SpecificationError(f"{name}: not finite: {element(name, where)} = {x[tuple(where)].item()}")
+
+
+def check_epsilon(eps: object, x: Tensor, name: str, *, per_coordinate: bool) -> None:
+    """Check that a radius is a finite non-negative number, one per example or, if allowed, one per coordinate."""
+    label = f"{name}: eps"
+    if isinstance(eps, Tensor):
+        _check_tensor(eps, x, label)
+        if not (eps.dim() == 0 or eps.shape == x.shape[:1] or (per_coordinate and broadcasts(eps, x))):
+            allowed = f"a number or one value per example, shape ({x.shape[0]},)"
+            allowed += f", or anything that broadcasts to {tuple(x.shape)}" if per_coordinate else ""
+            raise SpecificationError(f"{label} has shape {tuple(eps.shape)}; allowed is {allowed}")
+    elif not isinstance(eps, Real) or isinstance(eps, bool):
+        raise SpecificationError(f"{label} must be a number or a tensor, got {type(eps).__name__}")
+    values = eps.detach() if isinstance(eps, Tensor) else torch.tensor(float(eps), dtype=torch.float64)
+    wrong = ~((values >= 0) & (values < math.inf))
+    if wrong.any():
+        where = first(wrong)
+        value = values[tuple(where)].item()
+        fault = "NaN" if math.isnan(value) else "negative" if value < 0 else "infinite"
+        raise SpecificationError(f"{element(label, where)} = {value:g} is {fault}; a radius is finite and at least 0")
+
+
+def check_limits(lower: object, upper: object, x: Tensor, names: tuple[str, str], *, finite: bool) -> None:
+    """Check that ``lower <= upper`` element by element, up to rounding, and that both broadcast to ``x``."""
+    for limit, label in ((lower, names[0]), (upper, names[1])):
+        if isinstance(limit, Tensor):
+            _check_tensor(limit, x, label)
+            if not broadcasts(limit, x):
+                raise SpecificationError(f"{label} has shape {tuple(limit.shape)}: it does not broadcast to {tuple(x.shape)}")
+        elif not isinstance(limit, Real) or isinstance(limit, bool):
+            raise SpecificationError(f"{label} must be a number or a tensor, got {type(limit).__name__}")
+        values = as_limit(limit, x).detach()
+        wrong = ~values.isfinite() if finite else values.isnan()
+        if wrong.any():
+            where = first(wrong)
+            hint = "; unbounded regions are not supported" if finite and not values.isnan().any() else ""
+            raise SpecificationError(f"{element(label, where)} = {values[tuple(where)].item():g} is not allowed{hint}")
+    low, high = torch.broadcast_tensors(as_limit(lower, x).detach(), as_limit(upper, x).detach())
+    wrong = low > high + slack(high)
+    if wrong.any():
+        where = first(wrong)
+        values = f"{low[tuple(where)].item():g} > {high[tuple(where)].item():g}"
+        raise SpecificationError(f"{names[0]} is greater than {names[1]} at {element('', where) or 'every element'}: {values}")
+
+
+def check_domain(domain: object, x: Tensor, name: str) -> None:
+    """Check that a domain is None or a pair of limits that broadcast to ``x``."""
+    if domain is None:
+        return
+    if not isinstance(domain, (tuple, list)) or len(domain) != 2:
+        raise SpecificationError(f"{name}: domain must be None or a pair (lower, upper), got {describe(domain)}")
+    names = (f"{name}: lower end of the domain", f"{name}: upper end of the domain")
+    check_limits(*domain, x, names, finite=False)
+
+
+def check_inside(x: Tensor, domain: tuple[object, object] | None, name: str, *, reach: Tensor | float, advice: str) -> None:
+    """Check that ``x`` is at most ``reach`` outside its domain, up to rounding; ``advice`` ends the message."""
+    if domain is None:
+        return
+    low, high = (as_limit(limit, x).detach().expand_as(x) for limit in domain)
+    values = x.detach()
+    wrong = (values + reach < low - slack(low)) | (values - reach > high + slack(high))
+    if wrong.any():
+        where = first(wrong)
+        value, *ends = (item[tuple(where)].item() for item in (values, low, high))
+        found = f"{element(name, where)} = {value:g} is not in [{ends[0]:g}, {ends[1]:g}]"
+        raise SpecificationError(f"{name}: example {where[0].item()} lies outside the domain: {found}; {advice}")
+
+
+def slack(limit: Tensor) -> Tensor:
+    """Return how far past a limit still counts as rounding; infinite limits need none."""
+    return torch.where(limit.isfinite(), ROUNDING * limit.abs().clamp(min=1), 0)
+
+
+def as_limit(limit: object, x: Tensor) -> Tensor:
+    """Return one end of a box as a tensor of the dtype of ``x``, not yet broadcast."""
+    return torch.as_tensor(limit, dtype=x.dtype, device=x.device)
+
+
+def broadcasts(value: Tensor, x: Tensor) -> bool:
+    """Tell whether a tensor broadcasts to the shape of ``x``."""
+    pairs = zip(reversed(value.shape), reversed(x.shape), strict=False)
+    return value.dim() <= x.dim() and all(size in (1, wanted) for size, wanted in pairs)
+
+
+def _check_tensor(value: Tensor, x: Tensor, label: str) -> None:
+    """Check dtype and device of a tensor that belongs to ``x``; plain scalars may live anywhere."""
+    if not value.is_floating_point():
+        raise SpecificationError(f"{label} has dtype {value.dtype}: convert to float, for example with .to({x.dtype})")
+    if value.device != x.device and value.dim() > 0:
+        raise SpecificationError(f"{label} is on {value.device} but the input is on {x.device}: move it with .to(x.device)")
