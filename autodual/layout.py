@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from torch import Tensor
 
@@ -29,7 +30,7 @@ class Layout:
         else:
             split = (batch, self.factor) if self.outer else (self.factor, batch)
             moved = value.unflatten(axis, split).movedim(axis if self.outer else axis + 1, lead)
-        return moved.reshape(*moved.shape[: lead + 1], -1)
+        return moved.reshape(*moved.shape[: lead + 1], prod(moved.shape[lead + 1 :]))  # -1 is ambiguous without rows
 
     def node(self, value: Tensor, shape: tuple[int, ...], lead: int = 0) -> Tensor:
         """Undo ``examples``: bring ``[*lead, batch, features]`` to ``[*lead, *shape]``, the node's own shape."""
