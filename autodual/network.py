@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -56,6 +57,19 @@ def certify(model: nn.Module, example_input: Inputs | None = None, *, memory_bud
     return network
 
 
+def _outside_inference(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a method outside ``torch.inference_mode``, which knows no derivatives; transposes are derivatives."""
+
+    @wraps(method)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_inference_mode_enabled():
+            return method(*args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
+            return method(*args, **kwargs)
+
+    return wrapped
+
+
 @dataclass(frozen=True)
 class Compiled:
     """A program and where its nodes keep their batch."""
@@ -86,6 +100,7 @@ class BoundModule(nn.Module):
 
     # -- what users call -------------------------------------------------------------------------------------------
 
+    @_outside_inference
     def bounds(self, x: Inputs, region: Regions, spec: Tensor | None = None, method: str | Method = "dual") -> Interval:
         """Bound linear functions of the outputs over a region of inputs.
 
@@ -111,6 +126,7 @@ class BoundModule(nn.Module):
         lower, upper, _ = bound_rows(problem.run(), resolve(method), spec)
         return Interval(lower, upper, problem.guarantee)
 
+    @_outside_inference
     def margins(self, x: Inputs, y: Any, region: Regions, method: str | Method = "dual") -> Tensor:
         """Bound ``f_y - f_j`` from below for every class j.
 
@@ -125,6 +141,7 @@ class BoundModule(nn.Module):
         """
         return self._margins(x, y, region, method)[0]
 
+    @_outside_inference
     def verify(self, x: Inputs, y: Any, region: Regions, method: str | Method = "dual") -> Report:
         """Certify that every input of the region gets label y.
 
@@ -152,6 +169,7 @@ class BoundModule(nn.Module):
         )
         return Report(certified, verdict, predicted, y, margins, allowance, problem.guarantee, resolve(method), repr(region))
 
+    @_outside_inference
     def robust_loss(
         self, x: Inputs, y: Any, region: Regions, method: str | Method = "dual", *, reduction: str = "mean"
     ) -> Tensor:
@@ -171,6 +189,7 @@ class BoundModule(nn.Module):
             self._move_running_statistics(x)
         return F.cross_entropy(-margins, labels, reduction=reduction)
 
+    @_outside_inference
     def flag(self, x: Inputs, region: Regions, method: str | Method = "dual") -> Tensor:
         """Flag inputs that could be adversarial: no certificate that the region has one prediction.
 
@@ -183,6 +202,7 @@ class BoundModule(nn.Module):
             predicted = self._problem(x, region).outputs_at_x().argmax(1)
         return ~self.verify(x, predicted, region, method).certified
 
+    @_outside_inference
     def radius(
         self,
         x: Tensor,
@@ -216,6 +236,7 @@ class BoundModule(nn.Module):
 
         return largest_certified(certified, x, y, max_radius)
 
+    @_outside_inference
     def intermediate(self, x: Inputs, region: Regions, method: str | Method = "dual") -> dict[str, Interval]:
         """Return the bounds of every node that needed them (the inputs of nonlinear operators), by node name."""
         problem = self._problem(x, region)
@@ -223,6 +244,7 @@ class BoundModule(nn.Module):
         bound_rows(run, resolve(method), None)
         return {name: Interval(box.lower, box.upper, problem.guarantee) for name, box in run.boxes.items()}
 
+    @_outside_inference
     def explain(self, x: Inputs | None = None, region: Regions | None = None, method: str | Method = "dual") -> Explanation:
         """Tabulate the dual network: every node, its operator, rule, shape, source line and how it is bounded.
 
@@ -272,12 +294,12 @@ class BoundModule(nn.Module):
     def _arguments(self, x: Inputs) -> dict[str, Any]:
         """Name the model's arguments."""
         if isinstance(x, Mapping):
-            return dict(x)
+            return {name: _ordinary(value) for name, value in x.items()}
         parameters = list(inspect.signature(self.model.forward).parameters)
         values = x if isinstance(x, tuple) else (x,)
         if len(values) > len(parameters):
             raise SpecificationError(f"the model takes {len(parameters)} arguments {tuple(parameters)}, got {len(values)}")
-        return dict(zip(parameters, values, strict=False))
+        return dict(zip(parameters, map(_ordinary, values), strict=False))
 
     def _problem(self, x: Inputs, region: Regions) -> Problem:
         """Check input and regions and find or make the compiled graph."""
@@ -418,6 +440,11 @@ class Problem:
         if centred and not agree(self.scores, run.values[self.program.graph.output].detach()):
             raise TraceError("the model no longer computes what was traced: it was changed after certify; call certify again")
         return run
+
+
+def _ordinary(value: Any) -> Any:
+    """Copy a tensor made in inference mode into an ordinary one."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def _has_nan(value: Any) -> bool:

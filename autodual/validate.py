@@ -81,13 +81,14 @@ class Probes:
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Restore every buffer afterwards: running statistics must not move because we looked at the model."""
-    kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    kept = [(buffer, buffer.detach().clone(), buffer._version) for buffer in model.buffers()]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value in kept:
-                buffer.copy_(value)
+            for buffer, value, version in kept:
+                if buffer._version != version:  # writing for nothing would invalidate graphs that hold the buffer
+                    buffer.copy_(value)
 
 
 def _compare(program: Program, model: nn.Module, call: Any, arguments: dict[str, Any]) -> None:
@@ -143,7 +144,7 @@ def _separate(program: Program, model: nn.Module, probes: Probes, layouts: dict[
             after[key][1] = other[key][1]
         old, new = evaluate(program.graph, model, before), evaluate(program.graph, model, after)
         for name in program.rules:
-            changed = old[name] != new[name]
+            changed = (old[name] != new[name]) & ~(old[name].isnan() & new[name].isnan())
             candidates = [result[name]] if result[name].factor == 1 else _orders(result[name], layouts[name])
             fitting = [layout for layout in candidates if not layout.examples(changed, 3)[[0, 2]].any()]
             if not fitting:

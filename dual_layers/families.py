@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from itertools import combinations
+from collections.abc import Callable, Iterator
+from itertools import chain, combinations
 from typing import ClassVar
 
 import torch
@@ -40,8 +40,12 @@ class Affine(DualLayer):
         Returns:
             One ``[rows, *input shape]`` tensor per perturbed input.
         """
-        _, pull = torch.func.vjp(self.forward, *inputs)
-        return torch.func.vmap(pull)(nu)
+        if nu.numel() == 0:  # many operators' derivatives cannot handle an axis of size 0, of rows or of examples
+            return tuple(z.new_zeros((len(nu), *z.shape)) for z in inputs)
+        with torch.enable_grad():  # not torch.func.vjp: that cannot run under checkpointing, and is slower
+            points = [torch.zeros_like(value).requires_grad_() for value in inputs]
+            result = self.forward(*points)
+        return torch.autograd.grad(result, points, nu, is_grads_batched=True, create_graph=torch.is_grad_enabled())
 
     def magnitude(self, *radii: Tensor) -> Tensor:
         """Apply ``|A|``, the operator with absolute coefficients and no constant part, to non-negative radii."""
@@ -97,6 +101,14 @@ class PiecewiseLinear(Relaxed):
 
     facts: ClassVar[Facts] = Facts(positionwise=True, exact_when_stable=True)
 
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Run the operator; a constant that widens its input would break the element-by-element account."""
+        result = self.call(*inputs)
+        if result.shape != inputs[0].shape:
+            wider, own = tuple(result.shape), tuple(inputs[0].shape)
+            raise ValueError(f"a constant argument widens its input from {own} to {wider}; expand the input first")
+        return result
+
     @abstractmethod
     def breakpoints(self) -> tuple[float | Tensor, ...]:
         """Where the slope changes; tensors broadcast against the input."""
@@ -124,9 +136,9 @@ class PiecewiseLinear(Relaxed):
         return Interval(_fold(torch.minimum, values), _fold(torch.maximum, values))
 
     def undecided(self, bounds: tuple[Interval, ...]) -> Tensor:
-        """Tell which boxes hold a breakpoint in their interior or touch a jump."""
+        """Tell which boxes hold a breakpoint in their interior, touch a jump, or have no end (no chord spans those)."""
         box = bounds[0]
-        result = torch.zeros_like(box.lower, dtype=torch.bool)
+        result = box.lower.isinf() | box.upper.isinf()
         for b in self.breakpoints():
             result = result | ((box.lower < b) & (box.upper > b))
         for position, _, _ in self.jumps():
@@ -135,16 +147,18 @@ class PiecewiseLinear(Relaxed):
 
     def slopes(self, bounds: tuple[Interval, ...], choice: Choice) -> Slopes:
         """Try the chords; for a convex function with parallel lines the chord of the ends is the best one."""
-        points = self.points(bounds[0])
-        if choice == "parallel":
-            if self.facts.convex:
-                both = (_chord(points[0], points[1]),)
-            else:
-                both = (_best_chord(points, lambda slope: _upper(points, slope) - _lower(points, slope)),)
+        points, box = self.points(bounds[0]), bounds[0]
+        if choice == "parallel" and self.facts.convex:
+            both = (_chord(points[0], points[1]),)
             return Slopes(both, both)
-        middle = bounds[0].center
-        lower = _best_chord(points, lambda slope: -(_lower(points, slope) + _times(slope, middle)))
-        upper = _best_chord(points, lambda slope: _upper(points, slope) + _times(slope, middle))
+        fixed = [(z.detach(), value.detach()) for z, value in points]
+        middle = box.center.detach()
+        reach = torch.maximum(box.lower.abs(), box.upper.abs()).detach() if self.jumps() else None
+        if choice == "parallel":
+            both = (_best_chord(points, lambda slope: _upper(fixed, slope) - _lower(fixed, slope), reach),)
+            return Slopes(both, both)
+        lower = _best_chord(points, lambda slope: -(_lower(fixed, slope) + _times(slope, middle)), reach)
+        upper = _best_chord(points, lambda slope: _upper(fixed, slope) + _times(slope, middle), reach)
         return Slopes((lower,), (upper,))
 
     def conjugate(self, slopes: Slopes, bounds: tuple[Interval, ...]) -> Offsets:
@@ -157,7 +171,7 @@ def _clamp(place: Tensor, box: Interval) -> Tensor:
     return torch.minimum(torch.maximum(place, box.lower), box.upper)
 
 
-def _fold(function, values: list[Tensor]) -> Tensor:
+def _fold(function: Callable[[Tensor, Tensor], Tensor], values: list[Tensor]) -> Tensor:
     result = values[0]
     for value in values[1:]:
         result = function(result, value)
@@ -170,11 +184,18 @@ def _times(slope: Tensor, z: Tensor) -> Tensor:
 
 
 def _lower(points: Points, slope: Tensor) -> Tensor:
-    return _fold(torch.minimum, [value - _times(slope, z) for z, value in points])
+    return _fold(torch.minimum, [_residual(point, slope, -torch.inf) for point in points])
 
 
 def _upper(points: Points, slope: Tensor) -> Tensor:
-    return _fold(torch.maximum, [value - _times(slope, z) for z, value in points])
+    return _fold(torch.maximum, [_residual(point, slope, torch.inf) for point in points])
+
+
+def _residual(point: tuple[Tensor, Tensor], slope: Tensor, worst: float) -> Tensor:
+    """Return ``f(z) - slope * z``; where both terms are infinite nothing better than ``worst`` is known."""
+    z, value = point
+    residual = value - _times(slope, z)
+    return torch.where(residual.isnan() & z.isinf(), worst, residual)
 
 
 def _chord(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> Tensor:
@@ -189,10 +210,20 @@ def _chords(points: Points) -> Iterator[Tensor]:
         yield _chord(left, right)
 
 
-def _best_chord(points: Points, cost) -> Tensor:
-    best, lowest = None, None
-    for slope in _chords(points):
-        value = cost(slope)
+def _best_chord(points: Points, cost: Callable[[Tensor], Tensor], reach: Tensor | None) -> Tensor:
+    """Return the chord of least cost; the choice itself has no derivative, the chosen chord has.
+
+    Across a jump a chord may be as steep as you like and better by nothing but rounding. So at a function with jumps
+    (``reach`` is then the largest ``|z|``) slope 0 comes first and a chord is charged with the rounding it causes.
+    """
+    best = lowest = None
+    candidates = _chords(points)
+    if reach is not None:
+        candidates = chain([torch.zeros_like(points[0][1])], candidates)
+    for slope in candidates:
+        value = cost(slope.detach())
+        if reach is not None:
+            value = value + 64 * torch.finfo(value.dtype).eps * _times(slope.detach().abs(), reach)
         if best is None:
             best, lowest = slope, value
         else:

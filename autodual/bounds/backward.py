@@ -87,8 +87,8 @@ def _relaxed(run: Run, name: str, nu: Tensor, total: Deviation) -> tuple[Tensor,
 
 def _add_penalty(run: Run, name: str, nu: Tensor, lines: Lines, total: Deviation) -> None:
     if lines.two_sided:
-        shift = _contract(run, name, nu, 0.5 * (lines.upper + lines.lower))
-        spread = _contract(run, name, nu.abs(), 0.5 * (lines.upper - lines.lower))
+        shift = _contract(run, name, nu, lines.shift)
+        spread = _contract(run, name, nu.abs(), lines.spread)
         total.lower = total.lower + (shift - spread)
         total.upper = None if total.upper is None else total.upper + (shift + spread)
     else:
@@ -101,7 +101,7 @@ def _add_penalty(run: Run, name: str, nu: Tensor, lines: Lines, total: Deviation
 def _add_input(run: Run, name: str, nu: Tensor, total: Deviation) -> None:
     region, x = run.regions[name], run.given[name]
     nu = _expand(run, name, nu)
-    below = region.excess(x, -nu)
+    below = region.excess(x, nu if region.symmetric else -nu)
     total.lower = total.lower - below
     if total.upper is not None:
         total.upper = total.upper + (below if region.symmetric else region.excess(x, nu))

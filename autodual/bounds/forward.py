@@ -81,14 +81,14 @@ class NoiseSymbols:
 
     def _relaxed(self, name: str) -> None:
         run, lines, parents = self.run, self.run.lines[name], self.run.program.parents[name]
-        shift = 0.5 * (lines.upper + lines.lower)
+        shift = lines.shift
         entry: dict[str, Tensor] = {}
         for parent, slope in zip(parents, lines.slopes.lower, strict=True):
             shift = shift + slope * self.shifts[parent]
             for owner, rows in self.directions[parent].items():
                 entry[owner] = slope * rows if owner not in entry else entry[owner] + slope * rows
-        spread = run.examples(name, 0.5 * (lines.upper - lines.lower))
+        spread = run.examples(name, lines.spread)
         loose = (spread > 0).any(0).nonzero()[:, 0]
-        fresh = torch.diag_embed(spread).movedim(1, 0)[loose]
-        entry[name] = run.node(name, fresh, lead=1)
+        if len(loose):
+            entry[name] = run.node(name, torch.diag_embed(spread).movedim(1, 0)[loose], lead=1)
         self.directions[name], self.shifts[name] = entry, shift

@@ -84,6 +84,8 @@ def _from_rows(run: Run, name: str, method: Dual | Adaptive) -> tuple[Interval, 
     wanted = _wanted(run, name, method)
     rows = wanted.any(0).nonzero()[:, 0]
     width, value = run.features(name), run.values[name]
+    if not len(rows):
+        return run.hull(name), "interval, stable"
 
     def seeds(part: Tensor) -> Tensor:
         return run.layouts[name].node(identity_rows(width, part, value), _shared_shape(run, name), lead=1)
@@ -157,5 +159,6 @@ def in_chunks(
     size = run.rows_per_chunk(name)
     if len(rows) <= size:
         return Deviation(*walk(rows))
+    run.settle()  # a recomputed chunk must find the same cached values as the first time
     parts = [checkpoint(walk, part, use_reentrant=False) if torch.is_grad_enabled() else walk(part) for part in rows.split(size)]
     return Deviation(*(torch.cat(ends) for ends in zip(*parts, strict=True)))

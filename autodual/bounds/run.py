@@ -35,6 +35,16 @@ class Lines:
         """Whether one walk yields both ends of a bound."""
         return self.slopes is None or self.slopes.parallel
 
+    @cached_property
+    def shift(self) -> Tensor:
+        """Midpoint between the lines at the reference point, for parallel ones."""
+        return 0.5 * (self.upper + self.lower)
+
+    @cached_property
+    def spread(self) -> Tensor:
+        """Half the gap between the lines, for parallel ones."""
+        return 0.5 * (self.upper - self.lower)
+
 
 @dataclass
 class Run:
@@ -88,6 +98,13 @@ class Run:
         points = {name: value[:1] if name in batched else value for name, value in self.points.items()}
         given = {name: value[:1] for name, value in self.given.items()}
         return Run(self.program, self.model, self.layouts, points, self.regions, given, self.budget)
+
+    def settle(self) -> None:
+        """Fill every cache now."""
+        for run in (self, self.template):
+            _ = run.layers
+        for lines in self.lines.values():
+            _ = lines.shift, lines.spread
 
     def parents(self, name: str) -> tuple[Tensor, ...]:
         """Reference values of the perturbed nodes that a node reads."""

@@ -125,7 +125,7 @@ def test_chunks_change_nothing(name):
 @pytest.mark.parametrize("name", CASES)
 def test_robust_loss_has_the_gradient_of_finite_differences(name, region, method):
     make, shape = CASES[name]
-    model, x, y = make(), 0.3 * inputs(shape), [0, 1, 2]
+    model, x, y = make(), (0.3 * inputs(shape)).clamp(-0.8, 0.8), [0, 1, 2]
     net = autodual.certify(model)
     parameters = list(model.parameters())
     gradient = torch.autograd.grad(net.robust_loss(x, y, region, method), parameters)
@@ -175,7 +175,8 @@ def test_the_last_affine_segment_is_merged_with_the_rows():
     net, x, y = autodual.certify(mlp()), inputs((4,)), torch.tensor([0, 0, 0])
     separate = net.bounds(x, LInf(0.1), method="interval")
     merged = net.margins(x, y, LInf(0.1), method="interval")
-    assert (merged[:, 1:] > separate.lower[:, :1] - separate.upper[:, 1:] + 1e-6).all()
+    gain = merged[:, 1:] - (separate.lower[:, :1] - separate.upper[:, 1:])
+    assert (gain > -1e-12).all() and (gain > 1e-3).any()
 
 
 def test_the_dual_bound_is_exact_on_a_linear_model():
@@ -213,7 +214,7 @@ def test_the_float_allowance_covers_rounding():
     model = nn.Linear(2, 2)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1e6, 1.0], [1e6, 0.0]]))
-        model.bias.copy_(torch.tensor([0.01, 0.0]))
+        model.bias.copy_(torch.tensor([0.125, 0.0]))
     report = autodual.certify(model).verify(torch.tensor([[1.0, 0.0]]), [0], LInf(0.0))
     assert report.margins[0, 1] > 0 and not report.certified.any()
 
