@@ -228,13 +228,15 @@ class BoundModule(nn.Module):
         Returns:
             ``(batch,)``: 0 where not even a tiny ball could be certified.
         """
+        if not max_radius > 0:
+            raise SpecificationError(f"max_radius must be positive, got {max_radius}")
         if y is None:
             y = self._problem(x, region(0.0, domain=domain)).outputs_at_x().argmax(1)
 
-        def certified(part: Tensor, labels: Tensor, eps: Tensor) -> Tensor:
-            return self.verify(part, labels, region(eps, domain=domain), method).certified
+        def certified(eps: Tensor) -> Tensor:
+            return self.verify(x, y, region(eps, domain=domain), method).certified
 
-        return largest_certified(certified, x, y, max_radius)
+        return largest_certified(certified, x.new_full((len(x),), float(max_radius)))
 
     @_outside_inference
     def intermediate(self, x: Inputs, region: Regions, method: str | Method = "dual") -> dict[str, Interval]:

@@ -43,6 +43,9 @@ def validate(program: Program, model: nn.Module, arguments: Mapping[str, Any], c
         for node in program.graph.inputs:
             if node.name not in layouts and probes.is_batched(node):
                 layouts[node.name] = Layout()
+        if layouts.get(program.graph.output, Layout()) != Layout():
+            shape = tuple(two[program.graph.output].shape)
+            raise TraceError(f"the output has shape {shape} for a batch of 2: axis 0 must be the batch, one entry per example")
         if heuristic:
             return layouts
         return _separate(program, model, probes, layouts)
@@ -81,21 +84,25 @@ class Probes:
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Restore every buffer afterwards: running statistics must not move because we looked at the model."""
-    kept = [(buffer, buffer.detach().clone(), buffer._version) for buffer in model.buffers()]
+    kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, value, version in kept:
-                if buffer._version != version:  # writing for nothing would invalidate graphs that hold the buffer
-                    buffer.copy_(value)
+        for buffer, value in kept:
+            if not torch.equal(buffer, value):
+                buffer.data.copy_(value)  # .data: graphs that hold the buffer see its old value again, so they stay valid
+
+
+def _random_state() -> list[Tensor]:
+    """Return the state of every generator a model may draw from."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
 
 
 def _compare(program: Program, model: nn.Module, call: Any, arguments: dict[str, Any]) -> None:
-    state = torch.get_rng_state()
+    state = _random_state()
     expected = call({name: value.clone() if isinstance(value, Tensor) else value for name, value in arguments.items()})
-    if not torch.equal(state, torch.get_rng_state()):
-        torch.set_rng_state(state)
+    if not all(map(torch.equal, state, _random_state())):
+        torch.set_rng_state(state[0])
         raise TraceError("the model draws random numbers in its forward: it is not one function that could be bounded; call .eval()")
     actual = evaluate(program.graph, model, arguments)[program.graph.output]
     if agree(expected, actual):

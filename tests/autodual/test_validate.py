@@ -1,0 +1,153 @@
+"""A traced graph that computes another function is the worst bug there is: each way to get one is an error."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import autodual
+from autodual import LInf, TraceError
+from autodual.layout import Layout
+
+X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+
+
+class Branch(nn.Module):
+    """Symbolic tracing takes another branch than the model: a proxy's type is not Tensor."""
+
+    def forward(self, x):
+        return F.relu(x) if type(x) is torch.Tensor else x
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        return x + 1e-9 * torch.rand(3)
+
+
+class Mixing(nn.Module):
+    def forward(self, x):
+        return F.relu(x - x.mean(0, keepdim=True))
+
+
+class Shift(nn.Module):
+    def forward(self, x):
+        return x.roll(1, 0)
+
+
+class Total(nn.Module):
+    def forward(self, x):
+        return F.relu(x).sum()
+
+
+class Baked(nn.Module):
+    def forward(self, x):
+        return F.relu(x.reshape(4, 3))
+
+
+class Gram(nn.Module):
+    def forward(self, x):
+        return x[:, None] + x[None]
+
+
+class Counter(nn.Module):
+    calls = 0
+
+    def forward(self, x):
+        Counter.calls += 1
+        return x * Counter.calls
+
+
+class OnlyForOne(nn.Module):
+    def forward(self, x):
+        return F.relu(x.reshape(1, -1))
+
+
+BAD = {
+    "branch on the type": (Branch, "does not compute the model's function"),
+    "random numbers": (Noise, "random"),
+    "batch mean": (Mixing, "mixed"),
+    "shifted examples": (Shift, "mixes the examples"),
+    "sum over the batch": (Total, "mixed|baked"),
+    "batch size baked in": (Baked, "."),
+    "pairs of examples": (Gram, "mixed|baked"),
+    "state": (Counter, "does not compute the model's function"),
+    "batch of one only": (OnlyForOne, "axis 0 must be the batch"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_another_function_is_an_error(case):
+    make, message = BAD[case]
+    with pytest.raises(autodual.AutoDualError, match=message):
+        autodual.certify(make()).bounds(X, LInf(0.1))
+    with pytest.raises(autodual.AutoDualError):
+        autodual.certify(make(), example_input=X).bounds(X, LInf(0.1))
+
+
+def test_a_branch_on_isinstance_is_followed():
+    class Instance(nn.Module):
+        def forward(self, x):
+            return F.relu(x) if isinstance(x, torch.Tensor) else x
+
+    assert autodual.certify(Instance()).bounds(X, LInf(0.0)).lower.min() >= 0
+
+
+def test_the_mode_is_part_of_the_graph():
+    class Moody(nn.Module):
+        def forward(self, x):
+            return F.relu(x) if self.training else -F.relu(x)
+
+    model = Moody()
+    net = autodual.certify(model)
+    assert net.bounds(X, LInf(0.0)).lower.min() >= 0
+    net.eval()
+    assert net.bounds(X, LInf(0.0)).upper.max() <= 0
+    torch.testing.assert_close(net.bounds(X, LInf(0.0)).lower, model(X))
+
+
+@pytest.mark.parametrize("value", ["plain", "grad"])
+def test_looking_at_a_model_leaves_no_trace(value):
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state, x = torch.get_rng_state(), X.clone().requires_grad_(value == "grad")
+    autodual.certify(model).bounds(x, LInf(0.1))
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(x.detach(), X)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(2), Layout(0, 5), Layout(1, 5), Layout(1, 5, outer=False)], ids=str)
+@pytest.mark.parametrize("lead", [0, 1])
+def test_layouts_go_back_and_forth(layout, lead):
+    batch, shape = 3, [2, 4, 6]
+    shape[layout.axis] = batch * layout.factor
+    value = torch.arange(float(7**lead * 2 * 4 * 6 * 15)).reshape(-1)[: 7**lead * torch.Size(shape).numel()]
+    value = value.reshape(*[7] * lead, *shape)
+    rows = layout.examples(value, batch, lead)
+    assert rows.shape[lead] == batch and rows.ndim == lead + 2
+    assert torch.equal(layout.node(rows, tuple(shape), lead), value)
+
+
+def test_a_merged_axis_knows_whose_entries_are_whose():
+    class Merged(nn.Module):
+        def __init__(self, outer):
+            super().__init__()
+            self.outer, self.linear = outer, nn.Linear(2, 2)
+
+        def forward(self, x):
+            batch = x.size(0)
+            z = x if self.outer else x.transpose(0, 1)
+            z = F.relu(self.linear(z.reshape(batch * 3, 2)))
+            return z.view(batch, 6) if self.outer else z.view(3, batch, 2).transpose(0, 1).reshape(batch, 6)
+
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 2)
+    for outer in (True, False):
+        model = Merged(outer)
+        net = autodual.certify(model)
+        found = net.bounds(x, LInf(0.1))
+        for i in range(4):
+            torch.testing.assert_close(net.bounds(x[i : i + 1], LInf(0.1)).lower[0], found.lower[i])
+        for _ in range(100):
+            assert found.contains(model(x + 0.1 * (2 * torch.rand_like(x) - 1)), 1e-5).all()
