@@ -60,11 +60,14 @@ class Graph:
     """Nodes in topological order, the inputs among them and the output's name.
 
     ``constants`` holds tensors that the trace met outside the model's parameters and buffers, by attribute path.
+    ``shapes`` holds, by input node, the sizes the graph is specialised to, None where any size will do; an input that is
+    not listed may have any shape.
     """
 
     nodes: tuple[Node, ...]
     output: str
     constants: Mapping[str, Any] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
 
     @cached_property
     def by_name(self) -> dict[str, Node]:
@@ -107,4 +110,16 @@ def substitute(value: Any, replace: Callable[[Ref], Any]) -> Any:
         return {key: substitute(item, replace) for key, item in value.items()}
     if isinstance(value, slice):
         return slice(*(substitute(part, replace) for part in (value.start, value.stop, value.step)))
+    return value
+
+
+def plain_arguments(value: Any) -> Any:
+    """Rebuild nested arguments from plain tuples, lists and dicts: fx' immutable ones are not accepted everywhere."""
+    if isinstance(value, tuple):
+        items = [plain_arguments(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, list):
+        return [plain_arguments(item) for item in value]
+    if isinstance(value, dict):
+        return {key: plain_arguments(item) for key, item in value.items()}
     return value

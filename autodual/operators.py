@@ -28,7 +28,7 @@ _SHAPE_ATTRIBUTES = frozenset(
 _VIEWS = frozenset(
     {"view", "view_as", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "t", "squeeze", "unsqueeze", "select"}
     | {"narrow", "expand", "expand_as", "detach", "unflatten", "split", "chunk", "unbind", "tensor_split", "diagonal", "alias"}
-    | {"split_with_sizes", "hsplit", "vsplit", "unfold", "broadcast_to"}
+    | {"split_with_sizes", "hsplit", "vsplit", "unfold", "broadcast_to", "numpy_T", "mT", "matrix_H", "mH", "adjoint"}
 )
 # Views whose elements may share memory with each other: writing one element writes several.
 _OVERLAPPING = frozenset({"expand", "expand_as", "broadcast_to", "broadcast_tensors", "as_strided", "unfold", "meshgrid"})

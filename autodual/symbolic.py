@@ -6,7 +6,6 @@ import dis
 import functools
 import numbers
 import operator
-import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +19,8 @@ from torch.utils import _pytree as pytree
 import dual_layers
 from autodual import operators, origins
 from autodual.errors import TraceError
-from autodual.graph import Graph, ModuleRef, Node, Ref
+from autodual.graph import Graph, ModuleRef, Node, Ref, plain_arguments
+from autodual.isolation import RANDOM, restored_model, same_random_state
 
 # Factories take sizes but dispatch on tensors only, so a symbolic size has to be caught before PyTorch parses it.
 _FACTORIES = (
@@ -128,12 +128,12 @@ class SymbolicTracer(fx.Tracer):
             Unfollowable: a line needs concrete sizes.
         """
         try:
-            with _restored(self.model), _symbolic_factories(self), _same_random_state(self), _EagerCalls(self):
+            with restored_model(self.model), same_random_state(type(self.model).__name__), _symbolic_factories(self), _EagerCalls(self):
                 traced = self.trace(self.model)
         except (TraceError, Unfollowable) as problem:
             raise (self.halted or problem) from None
         except Exception as problem:
-            origin = origins.failure_origin(problem.__traceback__, _START.__code__)
+            origin = origins.failure_origin(problem.__traceback__, start_of_forward.__code__)
             raise self.halted or Unfollowable(f"{type(problem).__name__}: {problem}", origin) from problem
         if self.halted is not None:  # the user's own code may have swallowed the exception
             raise self.halted
@@ -144,7 +144,7 @@ class SymbolicTracer(fx.Tracer):
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Create the inputs, and call the model as a user does, so that its own hooks are seen too."""
         inputs = {name: self.create_proxy("placeholder", name, (), {}) for name in (*self.positional, *self.keywords)}
-        return functools.partial(_START, self.model, self.positional, self.keywords, inputs), []
+        return functools.partial(start_of_forward, self.model, self.positional, self.keywords, inputs), []
 
     def proxy(self, node: fx.Node) -> TracedProxy:
         """Wrap a node."""
@@ -214,7 +214,7 @@ class SymbolicTracer(fx.Tracer):
 
     def here(self) -> str:
         """Return the user's line that is running, or the module's path where no user code is."""
-        return origins.current_origin(_START.__code__) or self.scope.module_path or type(self.model).__name__
+        return origins.current_origin(start_of_forward.__code__) or self.scope.module_path or type(self.model).__name__
 
     # Refusals.
 
@@ -275,7 +275,7 @@ class SymbolicTracer(fx.Tracer):
         attribute = getattr(getattr(function, "__self__", None), "__name__", "") if _is_getter(function) else None
         if not any(id(tensor) in self.paths for tensor in tensors) or (attribute and attribute not in _VIEW_ATTRIBUTES):
             if operators.draws_random_numbers(operators.canonical(function), args, kwargs):
-                self.refuse(_RANDOM)
+                self.refuse(RANDOM)
             return function(*args, **kwargs)
         args, kwargs = pytree.tree_map(self._symbolic, (args, kwargs))
         return getattr(args[0], attribute) if attribute else function(*args, **kwargs)
@@ -301,10 +301,7 @@ class SymbolicTracer(fx.Tracer):
             return result
 
 
-_RANDOM = "forward draws random numbers; move them out of forward, or pass them in as an argument"
-
-
-def _START(model: nn.Module, positional: tuple[str, ...], keywords: tuple[str, ...], inputs: dict[str, Any]) -> Any:  # noqa: N802
+def start_of_forward(model: nn.Module, positional: tuple[str, ...], keywords: tuple[str, ...], inputs: dict[str, Any]) -> Any:
     """Call the model; the frame of this function marks where the user's own code begins."""
     return model(*(inputs[name] for name in positional), **{name: inputs[name] for name in keywords})
 
@@ -404,49 +401,6 @@ def _symbolic_factories(tracer: SymbolicTracer) -> Iterator[None]:
             setattr(torch, name, function)
 
 
-@contextmanager
-def _same_random_state(tracer: SymbolicTracer) -> Iterator[None]:
-    """Refuse models whose forward draws from Python's or NumPy's generator while it is traced."""
-    numpy = sys.modules.get("numpy")
-    before, state = random.getstate(), torch.get_rng_state()
-    before_numpy = numpy.random.get_state(legacy=False) if numpy else None
-    yield
-    changed = random.getstate() != before or not torch.equal(torch.get_rng_state(), state)
-    if numpy and str(numpy.random.get_state(legacy=False)) != str(before_numpy):
-        changed = True
-    random.setstate(before)
-    torch.set_rng_state(state)
-    if numpy:
-        numpy.random.set_state(before_numpy)
-    if changed:
-        raise TraceError(f"{type(tracer.model).__name__}: {_RANDOM}")
-
-
-@contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
-    """Undo what forward stores on the model while it is traced: symbolic values must not stay behind."""
-    kept = []
-    for module in model.modules():
-        state = dict(vars(module))
-        kept.append((module, state, {name: _copy(value) for name, value in state.items()}))
-    try:
-        yield
-    finally:
-        for module, state, copies in kept:
-            vars(module).clear()
-            vars(module).update(state)
-            for name, value in copies.items():
-                if isinstance(value, (dict, set)):
-                    state[name].clear()
-                    state[name].update(value)
-                elif isinstance(value, list):
-                    state[name][:] = value
-
-
-def _copy(value: Any) -> Any:
-    return value.copy() if isinstance(value, (dict, list, set)) else None
-
-
 def _to_graph(traced: fx.Graph, constants: dict[str, torch.Tensor]) -> Graph:
     """Translate fx nodes; an attribute that is read twice becomes one node."""
     names: dict[fx.Node, str] = {}
@@ -467,25 +421,15 @@ def _to_graph(traced: fx.Graph, constants: dict[str, torch.Tensor]) -> Graph:
         if step.op == "placeholder":
             args = ()
         nodes.append(
-            Node(step.name, kinds.get(step.op, "call"), operator_, _plain(args), _plain(kwargs), origin=step.meta["origin"])
+            Node(step.name, kinds.get(step.op, "call"), operator_, plain_arguments(args), plain_arguments(kwargs), origin=step.meta["origin"])
         )
     raise AssertionError("fx graphs end with an output")
 
 
-def _plain(value: Any) -> Any:
-    """Replace fx' immutable collections by plain ones, which operators accept everywhere."""
-    if isinstance(value, tuple):
-        items = [_plain(item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
-
-
 def _only_output(step: fx.Node, names: dict[fx.Node, str]) -> str:
     result = step.args[0]
+    if isinstance(result, (tuple, list)) and len(result) == 1:
+        result = result[0]
     if isinstance(result, fx.Node):
         return names[result]
     what = f"a {type(result).__name__.removeprefix('immutable_')}"

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from autodual.errors import TraceError
+from autodual.export import export
 from autodual.graph import Graph
 from autodual.passes.attributes import spell_attributes
 from autodual.passes.batch_statistics import use_batch_statistics
@@ -40,18 +41,38 @@ def trace(
     """
     arguments = _example_arguments(model, example)
     positional, keywords = _passed(model, tuple(given) if given is not None else tuple(arguments) or None)
+    problem: Exception | None = None
     try:
-        graph = _trace_symbolically(model, positional, keywords)
-    except (Unfollowable, SharedMemoryError) as problem:
-        raise _needs_example(problem) from problem
-    return graph
+        graph, opaque = _trace_symbolically(model, positional, keywords)
+        if not opaque or example is None:
+            return graph
+    except (Unfollowable, SharedMemoryError) as caught:
+        if example is None:
+            raise _needs_example(caught) from caught
+        problem = caught
+    try:
+        return _trace_by_export(model, arguments, positional, keywords)
+    except TraceError as second:
+        raise second from problem
 
 
-def _trace_symbolically(model: nn.Module, positional: tuple[str, ...], keywords: tuple[str, ...]) -> Graph:
-    """Follow the model with torch.fx and rewrite what it does to memory."""
-    graph = SymbolicTracer(model, positional, keywords).run()
-    graph = use_batch_statistics(fuse_items(spell_attributes(graph)), model)
+def _trace_symbolically(model: nn.Module, positional: tuple[str, ...], keywords: tuple[str, ...]) -> tuple[Graph, bool]:
+    """Follow the model with torch.fx; say also whether one of PyTorch's own modules was kept whole, having no rule."""
+    tracer = SymbolicTracer(model, positional, keywords)
+    graph = use_batch_statistics(fuse_items(spell_attributes(tracer.run())), model)
     graph = drop_dead_code(functionalize(graph, model))
+    refuse_random_numbers(graph, model)
+    return graph, bool(tracer.opaque)
+
+
+def _trace_by_export(
+    model: nn.Module, arguments: dict[str, Any], positional: tuple[str, ...], keywords: tuple[str, ...]
+) -> Graph:
+    """Follow the model on its example."""
+    missing = [name for name in (*positional, *keywords) if not isinstance(arguments.get(name), torch.Tensor)]
+    if missing:
+        raise TraceError(f"the example needs a tensor for {', '.join(map(repr, missing))}: sizes are read from it")
+    graph = drop_dead_code(use_batch_statistics(fuse_items(export(model, arguments, positional, keywords)), model))
     refuse_random_numbers(graph, model)
     return graph
 

@@ -8,17 +8,16 @@ import torch
 
 from autodual.graph import Graph, Node
 
+_ATEN = torch.ops.aten
+_OPERATORS = {"T": _ATEN.numpy_T.default, "mT": _ATEN.mT.default, "H": _ATEN.matrix_H.default, "mH": _ATEN.mH.default}
+
 
 def spell_attributes(graph: Graph) -> Graph:
-    """Replace ``x.T`` by ``x.t()`` and ``x.mT`` by ``torch.transpose(x, -2, -1)``."""
+    """Replace every attribute access that rearranges a tensor by its operator."""
     return replace(graph, nodes=tuple(_spell(node) for node in graph.nodes))
 
 
 def _spell(node: Node) -> Node:
-    if node.operator is not getattr or len(node.args) != 2:
+    if node.operator is not getattr or len(node.args) != 2 or node.args[1] not in _OPERATORS:
         return node
-    if node.args[1] == "T":  # of more than two axes PyTorch itself deprecates .T; t() refuses them
-        return replace(node, operator="t", args=node.args[:1])
-    if node.args[1] == "mT":
-        return replace(node, operator=torch.transpose, args=(node.args[0], -2, -1))
-    return node
+    return replace(node, operator=_OPERATORS[node.args[1]], args=node.args[:1])

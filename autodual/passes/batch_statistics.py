@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +16,17 @@ from autodual.graph import Graph, ModuleRef, Node, Ref
 _KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and biased variance over all axes but the second, as batch norm does in training mode."""
+def scale_and_shift(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """Return the map ``x * scale + shift`` that batch norm applies in training mode, differentiable in everything.
+
+    The statistics are mean and *biased* variance over all axes but the second (errata 13).
+    """
     axes = [axis for axis in range(x.dim()) if axis != 1]
     variance, mean = torch.var_mean(x, axes, correction=0)
-    return mean, variance
+    scale = (variance + eps).rsqrt() * (1.0 if weight is None else weight)
+    shift = (0.0 if bias is None else bias) - mean * scale
+    shape = (-1, *[1] * (x.dim() - 2))
+    return scale.view(shape), shift.view(shape)
 
 
 def use_batch_statistics(graph: Graph, model: nn.Module) -> Graph:
@@ -58,10 +65,10 @@ def _spell_module(node: Node, module: nn.Module, path: str) -> list[Node]:
 
 
 def _spell(node: Node, value: Any, weight: Any, bias: Any, eps: float) -> list[Node]:
-    statistics = [
-        Node(f"{node.name}_{name}", "call", batch_statistics, (value,), item=item, origin=node.origin, batch_statistics=True)
-        for item, name in enumerate(("mean", "variance"))
-    ]
-    mean, variance = (Ref(statistic.name) for statistic in statistics)
-    arguments = {"weight": weight, "bias": bias, "training": False, "eps": eps}
-    return [*statistics, replace(node, operator=F.batch_norm, args=(value, mean, variance), kwargs=arguments)]
+    arguments = (value, weight, bias, eps)
+    scale, shift = (
+        Node(f"{node.name}_{name}", "call", scale_and_shift, arguments, item=item, origin=node.origin, batch_statistics=True)
+        for item, name in enumerate(("scale", "shift"))
+    )
+    scaled = Node(f"{node.name}_scaled", "call", operator.mul, (value, Ref(scale.name)), origin=node.origin)
+    return [scale, shift, scaled, replace(node, operator=operator.add, args=(Ref(scaled.name), Ref(shift.name)), kwargs={})]

@@ -197,6 +197,8 @@ def _may_alias(node: Node, model: nn.Module) -> bool:
     if operators.is_view(node.operator, node.args) or node.operator is getattr:
         return True
     known: Any = node.operator
+    if operators.ignores_values(known, node.args):  # a new tensor of the same shape, such as zeros_like
+        return False
     if isinstance(known, ModuleRef):
         known = model.get_submodule(known.path)
     rule = None if known is None else dual_layers.lookup(known)

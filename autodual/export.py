@@ -1,0 +1,242 @@
+"""Route two of the front end: torch.export on one example batch, for models whose Python code needs concrete sizes.
+
+Only axis 0 of the inputs stays symbolic; every other size is fixed to the example's, which ``Graph.shapes`` records.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, OutputKind
+
+import dual_layers
+from autodual import operators, origins
+from autodual.errors import TraceError
+from autodual.graph import Graph, Node, Ref, plain_arguments
+from autodual.isolation import restored_model, same_random_state
+
+_ATEN = torch.ops.aten
+_Program = torch.export.ExportedProgram
+_BATCH_NORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+_RECURRENT = ("gru", "lstm", "rnn_tanh", "rnn_relu")
+_ROUNDS = 4  # a decomposition may need another one
+_END = torch.iinfo(torch.int64).max
+
+
+def export(model: nn.Module, example: Mapping[str, Tensor], positional: tuple[str, ...], keywords: tuple[str, ...]) -> Graph:
+    """Trace a model by running it on one example batch with a symbolic batch size.
+
+    Args:
+        model: the model; it is left as it was.
+        example: a tensor for every argument that is passed.
+        positional: names of the arguments that are passed by position.
+        keywords: names of the arguments that are passed by keyword.
+
+    Returns:
+        The graph in ATen operators, without mutations.
+
+    Raises:
+        TraceError: the Python code depends on values, fixes the batch size, or changes the model's state.
+    """
+    names = (*positional, *keywords)
+    batch, example = _at_least_two({name: example[name] for name in names})
+    axis = torch.export.Dim("batch")
+    batched = {name: value.dim() > 0 and len(value) == batch for name, value in example.items()}
+    sizes = {name: {0: axis} if batched[name] else {} for name in names}
+    try:
+        with restored_model(model), same_random_state(type(model).__name__), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = _run(model, example, positional, keywords, sizes)
+    except TraceError:
+        raise
+    except Exception as problem:
+        raise TraceError(_explain(problem)) from problem
+    shapes = {name: tuple(None if i == 0 and batched[name] else n for i, n in enumerate(example[name].shape)) for name in names}
+    return _to_graph(program, model, shapes)
+
+
+def _at_least_two(example: Mapping[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
+    """Repeat a batch of one: torch.export takes a size of one for a constant."""
+    batch = next((len(value) for value in example.values() if value.dim() > 0), 0)
+    if batch == 0:
+        raise TraceError("the example needs at least one tensor with a batch axis, and at least one example in it")
+    if batch > 1:
+        return batch, dict(example)
+    return 2, {name: torch.cat([value, value]) if value.dim() > 0 and len(value) == 1 else value for name, value in example.items()}
+
+
+def _run(
+    model: nn.Module, example: Mapping[str, Tensor], positional: tuple[str, ...], keywords: tuple[str, ...], sizes: dict[str, Any]
+) -> _Program:
+    """Export, functionalise, and decompose what has no rule but is made of operators that may have one."""
+    args = tuple(example[name].detach() for name in positional)
+    kwargs = {name: example[name].detach() for name in keywords}
+    program = torch.export.export(model, args, kwargs, dynamic_shapes=sizes, strict=False)
+    program = program.run_decompositions({})
+    known = torch.export.default_decompositions()
+    recurrent = {target for target in _without_rule(program) if operators.short_name(target) in _RECURRENT}
+    if recurrent:
+        program = program.run_decompositions({target: known[target] for target in recurrent})
+    finer = program
+    for _ in range(_ROUNDS):
+        table = {target: known[target] for target in _without_rule(finer) if target in known}
+        if not table:
+            break
+        finer = finer.run_decompositions(table)
+    # An operator that stays without a rule is reported under the name its author knows, not in pieces.
+    return program if _without_rule(finer) else finer
+
+
+def _without_rule(program: _Program) -> set[Any]:
+    """List the operators that depend on the inputs' values and have no rule."""
+    inputs, result = set(program.graph_signature.user_inputs), set()
+    depends: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        if node.name in inputs or not depends.isdisjoint(node.all_input_nodes):
+            if node.op == "call_function" and operators.ignores_values(node.target, node.args):
+                continue
+            depends.add(node)
+            if node.op == "call_function" and _spelling(node.target) is None and not _is_batch_norm(node.target):
+                result.add(node.target)
+    return result
+
+
+def _explain(problem: Exception) -> str:
+    origin = origins.failure_origin(problem.__traceback__, _run.__code__) or origins.recorded_origin(str(problem)) or "forward"
+    text = str(problem)
+    if "data-dependent" in text.lower() or "unbacked" in text.lower():
+        return (
+            f"{origin}: Python control flow depends on values, so the model is not one function of its input; "
+            "write it with torch.where, torch.clamp or another operator"
+        )
+    first = next((line.strip() for line in text.splitlines() if line.strip()), type(problem).__name__)
+    if "batch" in text and ("specialized" in text or "Constraints violated" in text):
+        return f"{origin}: forward works for some batch sizes only, so the batch size is baked in: {_constraint(text)}"
+    return f"{origin}: torch.export cannot follow the model either: {type(problem).__name__}: {first}"
+
+
+def _constraint(text: str) -> str:
+    lines = [line.strip(" -") for line in text.splitlines() if "batch" in line]
+    return next((line for line in lines if "specialized" in line or "must" in line or "=" in line), lines[0])
+
+
+def _to_graph(program: _Program, model: nn.Module, shapes: dict[str, tuple[int | None, ...]]) -> Graph:
+    _refuse_state_changes(program.graph_signature, model)
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    names = iter(shapes)
+    nodes, constants, by_name = [], {}, {}
+    refs: dict[fx.Node, Ref] = {}
+    for step in program.graph.nodes:
+        same = _same_value(step)
+        refs[step] = Ref(step.name) if same is None else refs[same]
+        if step.op == "placeholder":
+            node, constant = _source(step, specs[step.name], program, model, names)
+            constants.update(constant)
+            if node.kind == "input":
+                by_name[node.name] = shapes[node.operator]
+            nodes.append(node)
+        elif step.op == "call_function":
+            nodes.append(_call(step, refs))
+        elif step.op == "get_attr":
+            raise TraceError(f"{_origin(step)}: torch.cond, torch.while_loop and their kind have no dual network")
+    output = _output(program, {step.name: ref.name for step, ref in refs.items()})
+    return Graph(tuple(nodes), output, constants, by_name)
+
+
+def _source(
+    step: fx.Node, spec: InputSpec, program: _Program, model: nn.Module, names: Iterator[str]
+) -> tuple[Node, dict[str, Tensor]]:
+    """Translate an input of the exported program: an argument, or one of the model's tensors lifted to one."""
+    if spec.kind is InputKind.USER_INPUT:
+        return Node(step.name, "input", next(names)), {}
+    path = spec.target or step.name
+    if _resolve(model, path) is not None:
+        return Node(step.name, "attribute", path), {}
+    return Node(step.name, "attribute", f"<{path}>"), {f"<{path}>": program.constants[path].detach()}
+
+
+def _resolve(model: nn.Module, path: str) -> Tensor | None:
+    value: Any = model
+    for part in path.split("."):
+        value = getattr(value, part, None)
+    return value if isinstance(value, Tensor) else None
+
+
+def _call(step: fx.Node, refs: Mapping[fx.Node, Ref]) -> Node:
+    args, kwargs = fx.node.map_arg((step.args, dict(step.kwargs)), refs.__getitem__)
+    args, kwargs = plain_arguments(args), plain_arguments(kwargs)
+    target = step.target
+    if _is_batch_norm(target):
+        target, args, kwargs = _spell_batch_norm(target, args)
+    elif isinstance(target, torch._ops.OpOverload):
+        target = _spelling(target) or target
+    return Node(step.name, "call", target, args, kwargs, origin=_origin(step))
+
+
+def _spelling(target: Any) -> Any:
+    """Return the spelling of an ATen operator that has a rule: its own, or the one users write; None without a rule."""
+    if dual_layers.lookup(target) is not None or dual_layers.is_shape_query(target):
+        return target
+    if not isinstance(target, torch._ops.OpOverload):
+        return None if target is not operator.getitem else target
+    name = operators.short_name(target)
+    candidates = [getattr(place, name, None) for place in (torch, F)] + [name]
+    return next((each for each in candidates if each is not None and dual_layers.lookup(each) is not None), None)
+
+
+def _is_batch_norm(target: Any) -> bool:
+    return operators.short_name(target) in ("_native_batch_norm_legit_functional", "_native_batch_norm_legit")
+
+
+def _same_value(step: fx.Node) -> fx.Node | None:
+    """Return the step whose value this one merely repeats, if it does."""
+    if step.op != "call_function":
+        return None
+    if step.target is operator.getitem and step.args[1] == 0 and _is_batch_norm(step.args[0].target):
+        return step.args[0]  # the spelling of users returns the first item only
+    if step.target is _ATEN.slice.Tensor and step.args[2:] == (0, _END):
+        return step.args[0]
+    if step.target is _ATEN.slice_scatter.default and step.args[3:] == (0, _END):
+        return step.args[1]
+    return None
+
+
+def _spell_batch_norm(target: Any, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Spell batch norm on the batch's statistics the way users do."""
+    named = dict(zip((argument.name for argument in target._schema.arguments), args, strict=False))
+    statistics = (named.get("running_mean"), named.get("running_var"))
+    rest = {"training": named["training"], "momentum": named["momentum"], "eps": named["eps"]}
+    return F.batch_norm, (named["input"], *statistics), {"weight": named["weight"], "bias": named["bias"], **rest}
+
+
+def _origin(step: fx.Node) -> str:
+    """Return the user's line, or the module's path where the model has no code of its own."""
+    line = origins.recorded_origin(step.meta.get("stack_trace"))
+    stack = [path for path, _ in (step.meta.get("nn_module_stack") or {}).values()]
+    return line or (stack[-1] if stack else "")
+
+
+def _refuse_state_changes(signature: ExportGraphSignature, model: nn.Module) -> None:
+    for spec in signature.output_specs:
+        if spec.kind is OutputKind.BUFFER_MUTATION and not _is_running_statistic(model, spec.target):
+            raise TraceError(
+                f"forward changes the model's own {spec.target}; a model must not change its state while it computes its output"
+            )
+
+
+def _is_running_statistic(model: nn.Module, path: str) -> bool:
+    owner, _, name = path.rpartition(".")
+    return name in _BATCH_NORM_BUFFERS and isinstance(model.get_submodule(owner), nn.modules.batchnorm._BatchNorm)
+
+
+def _output(program: _Program, names: Mapping[str, str]) -> str:
+    outputs = [spec.arg for spec in program.graph_signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
+    if len(outputs) != 1 or getattr(outputs[0], "name", None) not in names:
+        raise TraceError(f"forward returns {len(outputs)} values, not one tensor; wrap the model in a module that returns the tensor")
+    return names[outputs[0].name]

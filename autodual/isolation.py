@@ -1,0 +1,75 @@
+"""Tracing runs the user's code with symbolic values: nothing of that may stay behind or pass unnoticed."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from autodual.errors import TraceError
+
+RANDOM = "forward draws random numbers; move them out of forward, or pass them in as an argument"
+
+
+@contextmanager
+def same_random_state(owner: str) -> Iterator[None]:
+    """Refuse code that draws from PyTorch's, Python's or NumPy's generator, and rewind all three.
+
+    Args:
+        owner: what the message names; which line it was is no longer known here.
+
+    Yields:
+        None.
+
+    Raises:
+        TraceError: the state of a generator has changed.
+    """
+    before = _random_states()
+    try:
+        yield
+        changed = str(_random_states()[1:]) != str(before[1:]) or not torch.equal(before[0], torch.get_rng_state())
+    finally:
+        torch.set_rng_state(before[0])
+        random.setstate(before[1])
+        if before[2] is not None:
+            sys.modules["numpy"].random.set_state(before[2])
+    if changed:
+        raise TraceError(f"{owner}: {RANDOM}")
+
+
+def _random_states() -> tuple[torch.Tensor, Any, Any]:
+    numpy = sys.modules.get("numpy")
+    return torch.get_rng_state(), random.getstate(), None if numpy is None else numpy.random.get_state(legacy=True)
+
+
+@contextmanager
+def restored_model(model: nn.Module) -> Iterator[None]:
+    """Undo what forward stores on the model, one level of lists, dicts and sets included.
+
+    Args:
+        model: the model whose attributes are kept.
+
+    Yields:
+        None.
+    """
+    kept = []
+    for module in model.modules():
+        state = dict(vars(module))
+        kept.append((module, state, {name: value.copy() for name, value in state.items() if isinstance(value, (dict, list, set))}))
+    try:
+        yield
+    finally:
+        for module, state, copies in kept:
+            vars(module).clear()
+            vars(module).update(state)
+            for name, value in copies.items():
+                if isinstance(value, list):
+                    state[name][:] = value
+                else:
+                    state[name].clear()
+                    state[name].update(value)
