@@ -14,7 +14,7 @@ from dual_layers.registry import is_shape_query, keys_of, lookup, register, regi
 
 _NOT_FAMILIES = {"contract", "registry", "families", "checks", "testing"}
 for _module in pkgutil.iter_modules(__path__):  # every family file is imported: a forgotten one cannot go unnoticed
-    if _module.name not in _NOT_FAMILIES:
+    if _module.name not in _NOT_FAMILIES and not _module.name.startswith("_"):
         importlib.import_module(f"dual_layers.{_module.name}")
 
 __all__ = [
