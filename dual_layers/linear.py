@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -9,9 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dual_layers.contract import INPUT, Call, Facts, RuleSample, Slot
+from dual_layers.contract import INPUT, Call, Facts, RuleSample
 from dual_layers.families import Affine
+from dual_layers.refusals import unless_only
 from dual_layers.registry import register
+from dual_layers.sample_values import wave, waves
+
+
+class Homogeneous(Affine, ABC):
+    """An affine operator without constant part: ``f(z) = A z``."""
+
+    def linear(self, *tangents: Tensor) -> Tensor:
+        """Run the operator: there is nothing to subtract."""
+        return self.call(*tangents)
 
 
 @register(nn.Linear, F.linear, torch.ops.aten.linear.default)
@@ -34,8 +45,7 @@ class DualLinear(Affine):
     @classmethod
     def refuse(cls, call: Call) -> str | None:
         """Refuse a perturbed weight or bias."""
-        perturbed_input = isinstance(call.args[0] if call.args else call.kwargs.get("input"), Slot)
-        return None if perturbed_input and call.arity == 1 else "weight and bias must not depend on the input"
+        return unless_only(cls, call, "input")
 
     def linear(self, *tangents: Tensor) -> Tensor:
         """Multiply by the weight."""
@@ -43,7 +53,10 @@ class DualLinear(Affine):
 
     def transpose(self, nu: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Multiply by the transposed weight; rows need no vmap."""
-        return (nu @ self.arguments.weight,)
+        weight = self.arguments.weight
+        if weight.dim() == 1:  # F.linear with a vector drops the feature axis
+            return (nu.unsqueeze(-1) * weight,)
+        return (nu @ weight,)
 
     def magnitude(self, *radii: Tensor) -> Tensor:
         """Multiply by the absolute weight."""
@@ -51,10 +64,14 @@ class DualLinear(Affine):
 
     @classmethod
     def samples(cls) -> Iterator[RuleSample]:
-        """Yield the spellings, with and without bias, and a batch in the middle."""
-        weight, bias = torch.linspace(-1, 1, 12).reshape(4, 3), torch.linspace(0, 2, 4)
-        yield RuleSample("module", Call(nn.Linear(3, 4)), ((2, 3),))
+        """Yield the spellings, with and without bias, several leading axes, a vector, and a wrong width."""
+        weight, bias = wave(4, 3), wave(4, phase=2.0)
+        yield RuleSample("module", Call(waves(nn.Linear, 3, 4)), ((2, 3),))
+        yield RuleSample("module, no bias, one output", Call(waves(nn.Linear, 5, 1, bias=False)), ((3, 5),))
         yield RuleSample("function, two leading axes", Call(F.linear, (INPUT, weight, bias)), ((2, 5, 3),))
+        yield RuleSample("keywords", Call(F.linear, (INPUT,), {"weight": weight, "bias": bias}), ((2, 3),))
         yield RuleSample("no bias", Call(F.linear, (INPUT, weight)), ((2, 3),))
+        yield RuleSample("weight vector", Call(F.linear, (INPUT, wave(3))), ((2, 5, 3),))
+        yield RuleSample("aten", Call(torch.ops.aten.linear.default, (INPUT, weight, bias)), ((2, 3),))
         wrong = "mat1 and mat2 shapes cannot be multiplied|size mismatch|must match"
         yield RuleSample("wrong width", Call(F.linear, (INPUT, weight)), ((2, 5),), error=RuntimeError, message=wrong)
