@@ -114,6 +114,8 @@ class DualAdd(Combination):
         yield RuleSample("number first", Call(operator.add, (1.5, INPUT)), ((2, 3),))
         yield RuleSample("reflected", Call("__radd__", (INPUT, 2)), ((2, 3),))
         yield RuleSample("aten", Call(_ATEN.add.Tensor, (INPUT, wave(3)), {"alpha": 2}), ((2, 3),))
+        deprecated = Call(torch.add, (INPUT, 2, wave(3)))
+        yield RuleSample("positional alpha", deprecated, ((2, 3),), error=ValueError, message="takes 2 positional arguments")
 
 
 @register(
@@ -240,6 +242,8 @@ class DualScale(Scaling):
         yield RuleSample("tensor first", Call(torch.mul, (wave(4, 1, 3), INPUT)), ((2, 3),), batch_axis=None)
         yield RuleSample("mask", Call(operator.mul, (INPUT, torch.tensor([True, False, True]))), ((2, 3),))
         yield RuleSample("aten", Call(_ATEN.mul.Tensor, (INPUT, 2.5)), ((2, 3),))
+        square = Call(operator.mul, (INPUT, INPUT))
+        yield RuleSample("square", square, ((2, 3),), error=ValueError, message="both depend on the input")
 
 
 @register(
@@ -274,3 +278,6 @@ class DualDivide(Scaling):
         """Yield numbers, tensors and broadcasting."""
         yield from _scaling_samples(torch.div, "div", operator.truediv)
         yield RuleSample("aten", Call(_ATEN.div.Tensor, (INPUT, 2.5)), ((2, 3),))
+        inverse, rounded = Call(operator.truediv, (1, INPUT)), Call(torch.div, (INPUT, 2), {"rounding_mode": "floor"})
+        yield RuleSample("inverse", inverse, ((2, 3),), error=ValueError, message="divisor depends on the input")
+        yield RuleSample("rounded", rounded, ((2, 3),), error=ValueError, message="piecewise constant")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dual_layers.contract import INPUT, Call, Facts, RuleSample
+from dual_layers.contract import INPUT, Call, Facts, RuleSample, Slot
 from dual_layers.families import Affine
 from dual_layers.refusals import unless_only
 from dual_layers.registry import register
@@ -200,6 +200,10 @@ class DualConv(Convolution):
         yield RuleSample("aten", Call(_ATEN.conv2d.default, (INPUT, weight, None, [2, 2], [1, 0], [1, 1], 2)), image)
         yield RuleSample("aten, same", Call(_ATEN.conv2d.padding, (INPUT, wave(2, 4, 2, 3), None, [1, 1], "same")), image)
         yield RuleSample("wrong channels", Call(F.conv2d, (INPUT, weight)), image, error=RuntimeError, message="channels")
+        dynamic = Call(F.conv2d, (INPUT, Slot(1)))
+        yield RuleSample(
+            "perturbed weight", dynamic, (*image, (6, 4, 3, 2)), error=ValueError, message="weight must not depend"
+        )
 
 
 @register(

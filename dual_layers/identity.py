@@ -174,6 +174,8 @@ class DualDropout(Identity):
         yield RuleSample("function, positional", Call(F.dropout2d, (INPUT, 0.5, False)), ((2, 3, 2, 2),))
         yield RuleSample("function, default", Call(F.alpha_dropout), ((2, 3),))
         yield RuleSample("aten", Call(_ATEN.dropout.default, (INPUT, 0.5, False)), ((2, 3),))
+        for training in (Call(nn.Dropout(0.3).train()), Call(F.dropout)):
+            yield RuleSample("training mode", training, ((2, 3),), error=ValueError, message="random")
         wrong = Call(F.dropout, (INPUT, 1.5, False))
         yield RuleSample("not a probability", wrong, ((2, 3),), error=ValueError, message="between 0 and 1")
 

@@ -101,6 +101,8 @@ class DualMatmul(Homogeneous):
         yield RuleSample("bmm", Call("bmm", (wave(2, 4, 3), INPUT)), ((2, 3, 2),), batch_axis=None)
         yield RuleSample("mv", Call(torch.mv, (INPUT, wave(3))), ((2, 3),))
         yield RuleSample("mv, input last", Call(_ATEN.mv.default, (wave(4, 3), INPUT)), ((3,),), batch_axis=None)
+        attention = Call(torch.bmm, (INPUT, Slot(1)))
+        yield RuleSample("two inputs", attention, ((2, 3, 4), (2, 4, 3)), error=ValueError, message="both depend on the input")
         wrong = Call(torch.mm, (INPUT, wave(3, 4)))
         yield RuleSample("wrong width", wrong, ((2, 4),), error=RuntimeError, message="cannot be multiplied")
 
@@ -180,6 +182,8 @@ class DualAddMatmul(Affine):
         batched = Call(torch.baddbmm, (wave(4, 2), wave(2, 4, 3), INPUT), scalars)
         yield RuleSample("baddbmm", batched, ((2, 3, 2),), batch_axis=None)
         yield RuleSample("addmv", Call(torch.addmv, (wave(1), INPUT, wave(3)), scalars), ((2, 3),))
+        twice = Call(torch.addmm, (INPUT, INPUT, wave(3, 3)))
+        yield RuleSample("addend and factor the same", twice, ((2, 3),), error=ValueError, message="both addend and factor")
         wrong = Call(torch.addmm, (bias, INPUT, weight))
         yield RuleSample("wrong width", wrong, ((2, 4),), error=RuntimeError, message="cannot be multiplied")
 
@@ -223,6 +227,8 @@ class DualContraction(Homogeneous):
         yield RuleSample("inner", Call(torch.inner, (INPUT, wave(4, 3))), ((2, 3),))
         yield RuleSample("outer", Call(torch.outer, (INPUT, wave(3))), ((4,),))
         yield RuleSample("vecdot", Call(torch.linalg.vecdot, (wave(3, 1), INPUT), {"dim": 1}), ((2, 3, 4),))
+        square = Call(torch.einsum, ("bi,bi->b", INPUT, INPUT))
+        yield RuleSample("square", square, ((2, 3),), error=ValueError, message="both depend on the input")
         wrong = Call(torch.einsum, ("bi,ij->bj", INPUT, wave(3, 4)))
         yield RuleSample("wrong width", wrong, ((2, 4),), error=RuntimeError, message="does not broadcast")
 
@@ -275,5 +281,7 @@ class DualBilinear(Affine):
         yield RuleSample("first", Call(module, (INPUT, constant)), ((2, 3),), batch_axis=None)
         yield RuleSample("second", Call(module, (wave(2, 3), INPUT)), ((2, 2),), batch_axis=None)
         yield RuleSample("function", Call(F.bilinear, (INPUT, constant, wave(4, 3, 2))), ((2, 3),), batch_axis=None)
+        both = Call(module, (INPUT, Slot(1)))
+        yield RuleSample("two inputs", both, ((2, 3), (2, 2)), error=ValueError, message="both depend on the input")
         wrong = Call(module, (INPUT, constant))
         yield RuleSample("wrong width", wrong, ((2, 4),), error=RuntimeError, message="input1 size")

@@ -53,7 +53,7 @@ class BatchNorm(Affine, ABC):
         return radii[0] * self._scale(radii[0]).abs()
 
 
-@register(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, F.batch_norm)
+@register(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, F.batch_norm)
 class DualBatchNorm(BatchNorm):
     """Batch norm in evaluation mode. Source: thesis, Corollary 7, with the shift corrected to ``beta - gamma mu / sigma``."""
 
@@ -87,11 +87,16 @@ class DualBatchNorm(BatchNorm):
         yield RuleSample("2d module", Call(waves(nn.BatchNorm2d, 3)), ((2, 3, 4, 2),))
         yield RuleSample("2d module, not affine", Call(waves(nn.BatchNorm2d, 3, affine=False)), ((1, 3, 4, 2),))
         yield RuleSample("3d module", Call(waves(nn.BatchNorm3d, 2)), ((2, 2, 3, 1, 2),))
+        yield RuleSample("synchronised", Call(waves(nn.SyncBatchNorm, 3)), ((2, 3, 4),))
         mean, variance = wave(3), 0.5 + wave(3).abs()
         options = {"weight": wave(3, phase=1.0), "bias": wave(3, phase=2.0), "eps": 0.1}
         yield RuleSample("function", Call(F.batch_norm, (INPUT, mean, variance), options), ((2, 3, 4),))
         yield RuleSample("function, weight only", Call(F.batch_norm, (INPUT, mean, variance, wave(3))), ((2, 3),))
         yield RuleSample("wrong channels", Call(waves(nn.BatchNorm1d, 3)), ((2, 4),), error=RuntimeError, message="elements")
+        training = Call(waves(nn.BatchNorm1d, 3).train())
+        yield RuleSample("training mode", training, ((2, 3),), error=ValueError, message="statistics of the batch")
+        untracked = Call(waves(nn.BatchNorm1d, 3, track_running_stats=False))
+        yield RuleSample("no statistics", untracked, ((2, 3),), error=ValueError, message="statistics of the batch")
 
 
 @register(torch.batch_norm, _ATEN.batch_norm.default)

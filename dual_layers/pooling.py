@@ -66,6 +66,8 @@ class DualAveragePool(Homogeneous):
         yield RuleSample("1d, padding", Call(F.avg_pool1d, (INPUT, 3, 2, 1, True, False)), ((2, 3, 6),))
         yield RuleSample("3d", Call(nn.AvgPool3d((1, 2, 3), stride=(1, 1, 2), padding=(0, 1, 1))), ((2, 1, 2, 3, 5),))
         yield RuleSample("aten", Call(_ATEN.avg_pool2d.default, (INPUT, [2, 2], [1, 2], [0, 1])), image)
+        negative = Call(F.avg_pool2d, (INPUT, 2), {"divisor_override": -3})
+        yield RuleSample("negative divisor", negative, image, error=ValueError, message="not a positive integer")
         yield RuleSample("too small", Call(F.avg_pool2d, (INPUT, 6)), image, error=RuntimeError, message="too small")
 
 

@@ -47,6 +47,8 @@ class DualSum(Homogeneous):
         yield RuleSample("mean, all", Call("mean"), ((1, 3, 4),), batch_axis=None)
         yield RuleSample("aten sum", Call(_ATEN.sum.dim_IntList, (INPUT, [1], True)), ((2, 3, 4),))
         yield RuleSample("aten mean", Call(_ATEN.mean.dim, (INPUT, [-1, -2], True)), ((2, 3, 4, 2),))
+        truncated = Call(torch.sum, (INPUT, 1), {"dtype": torch.int64})
+        yield RuleSample("sum in integers", truncated, ((2, 3),), error=ValueError, message="truncates the input")
         yield RuleSample("no such axis", Call(torch.sum, (INPUT, 3)), ((2, 3),), error=IndexError, message="out of range")
 
 

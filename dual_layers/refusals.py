@@ -15,7 +15,7 @@ def named_arguments(rule: type[DualLayer], call: Call) -> SimpleNamespace | str:
     try:
         return rule(call).arguments
     except TypeError as error:
-        return f"this spelling's arguments are not supported: {error}"
+        return f"this spelling's arguments are not supported: it {str(error).rpartition('() ')[2]}"
 
 
 def unless_only(rule: type[DualLayer], call: Call, *names: str) -> str | None:
