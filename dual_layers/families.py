@@ -45,7 +45,12 @@ class Affine(DualLayer):
         with torch.enable_grad():  # not torch.func.vjp: that cannot run under checkpointing, and is slower
             points = [torch.zeros_like(value).requires_grad_() for value in inputs]
             result = self.forward(*points)
-        return torch.autograd.grad(result, points, nu, is_grads_batched=True, create_graph=torch.is_grad_enabled())
+        if not result.requires_grad:
+            return tuple(z.new_zeros((len(nu), *z.shape)) for z in inputs)
+        keep = torch.is_grad_enabled()
+        pulled = torch.autograd.grad(result, points, nu, is_grads_batched=True, create_graph=keep, allow_unused=True)
+        # An input that lends the result its shape alone has no derivative.
+        return tuple(z.new_zeros((len(nu), *z.shape)) if part is None else part for part, z in zip(pulled, inputs, strict=True))
 
     def magnitude(self, *radii: Tensor) -> Tensor:
         """Apply ``|A|``, the operator with absolute coefficients and no constant part, to non-negative radii."""
