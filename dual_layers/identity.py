@@ -89,7 +89,7 @@ class DualDetach(Identity):
 
 
 @register(torch.clone, "clone", _ATEN.clone.default, _ATEN.lift_fresh_copy.default)
-class DualCopy(Identity):
+class DualClone(Identity):
     """A copy in fresh memory: changing it leaves the input alone. Source: design, section 1."""
 
     facts: ClassVar[Facts] = Facts(affine=True, monotone=True, positionwise=True, injective=True)
