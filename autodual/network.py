@@ -31,7 +31,7 @@ from dual_layers import NONE, REAL, Interval
 Inputs = Tensor | tuple | Mapping[str, Any]
 Regions = Region | Mapping[str, Region]
 
-MEMORY_BUDGET = 2**28
+MEMORY_BUDGET = 2**25
 
 
 def certify(model: nn.Module, example_input: Inputs | None = None, *, memory_budget: int = MEMORY_BUDGET) -> BoundModule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -121,18 +122,30 @@ def _pull(nu: Tensor, arguments: SimpleNamespace, size: tuple[int, ...]) -> Tens
     kernel, stride, dilation = _geometry(arguments)
     amounts, padding = _padding(arguments)
     added = [amounts[i] + amounts[i + 1] for i in range(0, len(amounts), 2)][::-1] or [0] * len(kernel)
-    smallest = _smallest_source(nu.shape[-len(kernel) :], arguments, padding)
-    extra = tuple(n + a - m for n, a, m in zip(size, added, smallest, strict=True))
-    result = _CONVOLVE_TRANSPOSED[len(kernel)](nu, arguments.weight, None, stride, padding, extra, arguments.groups, dilation)
+    padded = tuple(n + a for n, a in zip(size, added, strict=True))
+    few = len(kernel) == 2 and arguments.groups == 1 and math.prod(arguments.weight.shape[1:]) <= arguments.weight.shape[0]
+    if few and len(nu):
+        result = _scatter(nu, arguments.weight, padded, kernel, dilation, padding, stride)
+    else:
+        smallest = _smallest_source(nu.shape[-len(kernel) :], arguments, padding)
+        extra = tuple(n - m for n, m in zip(padded, smallest, strict=True))
+        convolve = _CONVOLVE_TRANSPOSED[len(kernel)]
+        result = convolve(nu, arguments.weight, None, stride, padding, extra, arguments.groups, dilation)
     if not amounts or not len(nu):
         return result[(..., *(slice(n) for n in size))]
     with torch.enable_grad():
         image = nu.new_zeros((1, result.shape[1], *size)).requires_grad_()
-        padded = _pad(image, amounts, arguments)
+        wide = _pad(image, amounts, arguments)
     (result,) = torch.autograd.grad(
-        padded, image, result.unsqueeze(1), is_grads_batched=True, create_graph=torch.is_grad_enabled()
+        wide, image, result.unsqueeze(1), is_grads_batched=True, create_graph=torch.is_grad_enabled()
     )
     return result.squeeze(1)
+
+
+def _scatter(nu: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
+    """Transpose as one matrix product and a scatter: about twice as fast as ``conv_transpose2d`` for few input channels."""
+    columns = weight.flatten(1).t() @ nu.flatten(-2)
+    return F.fold(columns, *geometry)
 
 
 def _pull_transposed(nu: Tensor, arguments: SimpleNamespace, size: tuple[int, ...]) -> Tensor:

@@ -9,8 +9,8 @@ from autodual.bounds.intermediate import in_chunks, relax
 from autodual.bounds.run import Run
 from autodual.methods import Method
 
-ROUNDINGS = 32
-"""Float allowance: this multiple of the unit roundoff times the sum of the magnitudes that make up a bound."""
+ROUNDINGS = 16
+"""Float allowance: this multiple of (nonlinear nodes + 2) roundoffs times the sum of the magnitudes that make up a bound."""
 
 
 def bound_rows(run: Run, method: Method, spec: Tensor | None, *, lower_only: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,7 +48,7 @@ def bound_rows(run: Run, method: Method, spec: Tensor | None, *, lower_only: boo
     lower, upper = middle + deviation.lower.T, middle + deviation.upper.T
     terms = deviation.magnitude + deviation.lower.abs()
     scale = (rows * run.examples(output, value)[:, None]).abs().sum(-1) + terms.T
-    allowance = ROUNDINGS * torch.finfo(value.dtype).eps * scale.detach()
+    allowance = ROUNDINGS * (len(run.lines) + 2) * torch.finfo(value.dtype).eps * scale.detach()
     return _known(lower, -torch.inf), _known(upper, torch.inf), _known(allowance, torch.inf)
 
 
