@@ -19,7 +19,7 @@ import dual_layers
 from autodual import operators, origins
 from autodual.errors import TraceError
 from autodual.graph import Graph, Node, Ref, plain_arguments
-from autodual.isolation import restored_model, same_random_state
+from autodual.isolation import STATE, restored_model, same_random_state
 
 _ATEN = torch.ops.aten
 _Program = torch.export.ExportedProgram
@@ -174,6 +174,8 @@ def _call(step: fx.Node, refs: Mapping[fx.Node, Ref]) -> Node:
     target = step.target
     if _is_batch_norm(target):
         target, args, kwargs = _spell_batch_norm(target, args)
+    elif target is _ATEN.copy.default:  # the functional form of copy_ has no derivative in PyTorch
+        target, args, kwargs = operators.assign(), (args[0], ..., args[1]), {}
     elif isinstance(target, torch._ops.OpOverload):
         target = _spelling(target) or target
     return Node(step.name, "call", target, args, kwargs, origin=_origin(step))
@@ -218,16 +220,14 @@ def _spell_batch_norm(target: Any, args: tuple[Any, ...]) -> tuple[Any, tuple[An
 def _origin(step: fx.Node) -> str:
     """Return the user's line, or the module's path where the model has no code of its own."""
     line = origins.recorded_origin(step.meta.get("stack_trace"))
-    stack = [path for path, _ in (step.meta.get("nn_module_stack") or {}).values()]
+    stack = [path for path, _ in (step.meta.get("nn_module_stack") or {}).values() if not path.startswith("_empty")]
     return line or (stack[-1] if stack else "")
 
 
 def _refuse_state_changes(signature: ExportGraphSignature, model: nn.Module) -> None:
     for spec in signature.output_specs:
         if spec.kind is OutputKind.BUFFER_MUTATION and not _is_running_statistic(model, spec.target):
-            raise TraceError(
-                f"forward changes the model's own {spec.target}; a model must not change its state while it computes its output"
-            )
+            raise TraceError(STATE.format(spec.target))
 
 
 def _is_running_statistic(model: nn.Module, path: str) -> bool:

@@ -14,6 +14,7 @@ from torch import nn
 from autodual.errors import TraceError
 
 RANDOM = "forward draws random numbers; move them out of forward, or pass them in as an argument"
+STATE = "forward changes the model's own {}; a model must not change its state while it computes its output"
 
 
 @contextmanager
@@ -56,13 +57,19 @@ def restored_model(model: nn.Module) -> Iterator[None]:
 
     Yields:
         None.
+
+    Raises:
+        TraceError: forward replaced a parameter or a buffer.
     """
     kept = []
     for module in model.modules():
         state = dict(vars(module))
         kept.append((module, state, {name: value.copy() for name, value in state.items() if isinstance(value, (dict, list, set))}))
+    tensors = _identities(model)
     try:
         yield
+        now = _identities(model)
+        changed = [name for name, identity in tensors.items() if now.get(name) != identity]
     finally:
         for module, state, copies in kept:
             vars(module).clear()
@@ -73,3 +80,9 @@ def restored_model(model: nn.Module) -> Iterator[None]:
                 else:
                     state[name].clear()
                     state[name].update(value)
+    if changed:
+        raise TraceError(f"{type(model).__name__}: {STATE.format(changed[0])}")
+
+
+def _identities(model: nn.Module) -> dict[str, int]:
+    return {name: id(value) for name, value in (*model.named_parameters(), *model.named_buffers())}

@@ -187,12 +187,17 @@ def changes_shape(operator: Any) -> bool:
 
 def is_view(operator: Any, args: tuple[Any, ...]) -> bool:
     """Whether the result certainly shares its first argument's memory."""
-    return is_basic_index(operator, args) or short_name(operator) in _VIEWS
+    return is_basic_index(operator, args) or _view_name(operator) in _VIEWS
 
 
 def is_overlapping_view(operator: Any) -> bool:
     """Whether several elements of the result may be one element in memory."""
-    return short_name(operator) in _OVERLAPPING
+    return _view_name(operator) in _OVERLAPPING
+
+
+def _view_name(operator: Any) -> str:
+    # F.unfold copies, Tensor.unfold does not.
+    return "" if getattr(operator, "__module__", "") == "torch.nn.functional" else short_name(operator)
 
 
 def is_basic_index(operator: Any, args: tuple[Any, ...]) -> bool:

@@ -24,7 +24,7 @@ _STACK_LINE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 def is_library(filename: str) -> bool:
     """Whether a file belongs to PyTorch, to this library or to Python itself."""
-    if is_torch(filename) or filename.startswith("<frozen"):
+    if is_torch(filename) or filename.startswith("<frozen") or "/site-packages/numpy/" in filename:
         return True
     return filename.startswith(_STANDARD_LIBRARY) and "site-packages" not in filename
 
@@ -32,7 +32,7 @@ def is_library(filename: str) -> bool:
 def is_torch(filename: str) -> bool:
     """Whether a file belongs to PyTorch or to this library."""
     # By name as well, since a virtual environment may reach its packages through several paths.
-    return filename.startswith(_LIBRARY) or "/site-packages/torch/" in filename
+    return filename.startswith(_LIBRARY) or filename.startswith("torch/") or "/site-packages/torch/" in filename
 
 
 def place(filename: str, line: int) -> str:

@@ -20,7 +20,7 @@ import dual_layers
 from autodual import operators, origins
 from autodual.errors import TraceError
 from autodual.graph import Graph, ModuleRef, Node, Ref, plain_arguments
-from autodual.isolation import RANDOM, restored_model, same_random_state
+from autodual.isolation import RANDOM, STATE, restored_model, same_random_state
 
 # Factories take sizes but dispatch on tensors only, so a symbolic size has to be caught before PyTorch parses it.
 _FACTORIES = (
@@ -44,12 +44,23 @@ class TracedProxy(fx.Proxy):
     @property
     def __class__(self) -> type:
         """Answer ``isinstance`` in the user's code: a symbolic tensor is a tensor; of other values nothing is known."""
-        if origins.is_torch(sys._getframe(1).f_code.co_filename):
+        asking = sys._getframe(1).f_code
+        if origins.is_torch(asking.co_filename) and asking.co_name not in ("is_tensor", "__instancecheck__"):
             return type(self)
         meta = self.node.meta
         if meta["tuple"] or not meta["tensor"]:
             self.tracer.halt("isinstance() asks what a size or a tuple of tensors is")
         return torch.Tensor
+
+    @property
+    def _is_param(self) -> bool:
+        """Answer ``isinstance(x, nn.Parameter)``."""
+        return self.node.op == "get_attr" and isinstance(self.tracer.tensors.get(self.node.target), nn.Parameter)
+
+    @property
+    def _is_buffer(self) -> bool:
+        """Answer ``isinstance(x, nn.Buffer)``."""
+        return self.node.op == "get_attr" and isinstance(self.tracer.tensors.get(self.node.target), nn.Buffer)
 
     def __getattr__(self, name: str) -> Any:
         return TracedAttribute(self, name)
@@ -66,7 +77,7 @@ class TracedProxy(fx.Proxy):
         self.tracer.halt(f"deleting the attribute .{name} of a tensor is not supported")
 
     def __len__(self) -> int:
-        return self.tracer.concretize(self, "len() asks for a size")
+        return self.tracer.halt("len() asks for a size")
 
     def __int__(self) -> int:
         return self.tracer.concretize(self, "int() asks for a number")
@@ -116,6 +127,7 @@ class SymbolicTracer(fx.Tracer):
         self._captured: dict[tuple[int, int], tuple[str, torch.Tensor]] = {}
         self._mutated: dict[int, int] = {}
         self.paths = _tensor_paths(model)
+        self.tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 
     def run(self) -> Graph:
         """Trace the model.
@@ -128,7 +140,7 @@ class SymbolicTracer(fx.Tracer):
             Unfollowable: a line needs concrete sizes.
         """
         try:
-            with restored_model(self.model), same_random_state(type(self.model).__name__), _symbolic_factories(self), _EagerCalls(self):
+            with restored_model(self.model), same_random_state(type(self.model).__name__), _symbolic_factories(self), _guarded_state(self), _EagerCalls(self):
                 traced = self.trace(self.model)
         except (TraceError, Unfollowable) as problem:
             raise (self.halted or problem) from None
@@ -158,6 +170,8 @@ class SymbolicTracer(fx.Tracer):
             target = operators.canonical(target)
             kind = "call_method" if isinstance(target, str) else "call_function"
             self._note_mutation(target, args, kwargs)
+            if kind == "call_method" and not args[0].meta["tensor"] and not (hasattr(torch.Size, target) or hasattr(int, target)):
+                self.halt(f"a size has no method .{target}()")
         node = super().create_node(kind, target, args, kwargs, name, None)
         parents = [parent.meta for parent in node.all_input_nodes]
         is_call = kind in ("call_function", "call_method")
@@ -171,7 +185,7 @@ class SymbolicTracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         """Turn tensors into nodes and number-like objects into numbers; leave the rest to fx."""
         if isinstance(a, fx.Proxy):
-            return super().create_arg(a)
+            return a.node
         if isinstance(a, torch.Tensor):
             return self._lift(a)
         if isinstance(a, nn.Module):
@@ -196,7 +210,7 @@ class SymbolicTracer(fx.Tracer):
         try:
             if is_leaf(m):
                 return self.create_proxy("call_module", path, args, kwargs, name=path.replace(".", "_") or type(m).__name__.lower())
-            if not _is_opaque_candidate(m):
+            if dual_layers.lookup(m) is not None or not _is_from_torch(m):
                 return forward(*args, **kwargs)
             return self._trace_library_module(m, path, forward, args, kwargs)
         finally:
@@ -278,7 +292,7 @@ class SymbolicTracer(fx.Tracer):
                 self.refuse(RANDOM)
             return function(*args, **kwargs)
         args, kwargs = pytree.tree_map(self._symbolic, (args, kwargs))
-        return getattr(args[0], attribute) if attribute else function(*args, **kwargs)
+        return getattr(args[0], attribute) if attribute else TracedProxy.__torch_function__(function, (), args, kwargs)
 
     def _symbolic(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor) and id(value) in self.paths:
@@ -308,28 +322,28 @@ def start_of_forward(model: nn.Module, positional: tuple[str, ...], keywords: tu
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module is recorded whole: it has a rule, and calling it does what the rule describes and nothing else."""
-    if dual_layers.lookup(module) is None or getattr(module, "inplace", False) or "forward" in vars(module):
+    rule = dual_layers.lookup(module)
+    if rule is None or getattr(module, "inplace", False) or "forward" in vars(module):
         return False
     if module._forward_hooks or module._forward_pre_hooks or _global_hooks():
         return False
-    return not _overrides_a_part(type(module))
+    known = dual_layers.keys_of(rule)
+    return not _overrides_a_part(type(module), next(base for base in type(module).__mro__ if base in known))
 
 
 def _global_hooks() -> bool:
     return bool(nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks)
 
 
-def _overrides_a_part(cls: type) -> bool:
+def _overrides_a_part(cls: type, base: type) -> bool:
     """Whether a subclass keeps ``forward`` but replaces a method that it calls, such as ``_conv_forward``."""
-    base = next(base for base in cls.__mro__ if "forward" in vars(base))
-    names = getattr(base.forward, "__code__", None)
+    names = getattr(getattr(base.forward, "__code__", None), "co_names", ())
     return any(
-        callable(getattr(cls, name, None)) and getattr(cls, name) is not getattr(base, name, None)
-        for name in (names.co_names if names else ())
+        callable(getattr(cls, name, None)) and getattr(cls, name) is not getattr(base, name, None) for name in names
     )
 
 
-def _is_opaque_candidate(module: nn.Module) -> bool:
+def _is_from_torch(module: nn.Module) -> bool:
     if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
         return False
     return type(module).__module__.startswith("torch.nn.modules")
@@ -377,6 +391,24 @@ class _EagerCalls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         return self.tracer.eager_call(func, args, kwargs or {})
+
+
+@contextmanager
+def _guarded_state(tracer: SymbolicTracer) -> Iterator[None]:
+    """Refuse to replace a parameter or a buffer: the next call would compute another function."""
+    original = nn.Module.__setattr__
+
+    def assign(module: nn.Module, name: str, value: Any) -> None:
+        old = (vars(module).get("_parameters", {}) | vars(module).get("_buffers", {})).get(name)
+        if old is not None and old is not value and id(old) in tracer.paths:
+            tracer.refuse(STATE.format(tracer.paths[id(old)]))
+        original(module, name, value)
+
+    nn.Module.__setattr__ = assign
+    try:
+        yield
+    finally:
+        nn.Module.__setattr__ = original
 
 
 @contextmanager

@@ -60,9 +60,8 @@ def _trace_symbolically(model: nn.Module, positional: tuple[str, ...], keywords:
     """Follow the model with torch.fx; say also whether one of PyTorch's own modules was kept whole, having no rule."""
     tracer = SymbolicTracer(model, positional, keywords)
     graph = use_batch_statistics(fuse_items(spell_attributes(tracer.run())), model)
-    graph = drop_dead_code(functionalize(graph, model))
     refuse_random_numbers(graph, model)
-    return graph, bool(tracer.opaque)
+    return drop_dead_code(functionalize(graph, model)), bool(tracer.opaque)
 
 
 def _trace_by_export(

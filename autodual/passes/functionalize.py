@@ -21,6 +21,7 @@ import dual_layers
 from autodual import operators
 from autodual.errors import TraceError
 from autodual.graph import Graph, ModuleRef, Node, Ref, substitute
+from autodual.isolation import STATE
 
 
 class SharedMemoryError(TraceError):
@@ -156,10 +157,7 @@ class _State:
         for name in self.shared[written]:
             source = self.graph.by_name[name]
             if source.kind == "attribute" and source.operator not in self.graph.constants:
-                raise TraceError(
-                    f"{node.origin}: forward changes the model's own {source.operator}; a model must not change its state "
-                    "while it computes its output"
-                )
+                raise TraceError(f"{node.origin}: {STATE.format(source.operator)}")
             if name != node.name and operators.is_overlapping_view(source.operator) and self.reaches(written, name):
                 raise SharedMemoryError(
                     f"{node.origin}: {dual_layers.spelling(node.operator)} changes an expanded tensor, in which one element "
