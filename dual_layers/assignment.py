@@ -186,6 +186,7 @@ class DualCopy(Merge):
         yield RuleSample("copy", Call(aten.copy.default, (INPUT, Slot(1))), ((2, 3), (2, 3)))
         yield RuleSample("widened", Call(aten.copy.default, (INPUT, Slot(1))), ((2, 3), (3,)), batch_axis=None)
         yield RuleSample("constant base", Call(aten.copy.default, (torch.ones(4, 2, 3), INPUT)), ((2, 1),), batch_axis=None)
+        yield RuleSample("constant value", Call(aten.copy.default, (INPUT, torch.tensor([0.5, -1.0, 2.0]))), ((2, 3),))
         yield RuleSample("fill", Call(aten.fill.Tensor, (INPUT, Slot(1))), ((2, 3), ()), batch_axis=None)
         call, wrong = Call(aten.copy.default, (torch.zeros(2, dtype=torch.long), INPUT)), "stored in a tensor of torch.int64"
         yield RuleSample("integer base", call, ((2,),), error=TypeError, message=wrong)

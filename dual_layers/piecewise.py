@@ -108,8 +108,17 @@ def _bad_pairs(function: Any, method: str) -> Iterator[RuleSample]:
     yield RuleSample("widened", call, ((1, 3),), error=ValueError, message=wrong)
 
 
+class Parametrised(PiecewiseLinear):
+    """An operator whose breakpoints are arguments; torch would quietly turn a perturbed one into a number. Abstract."""
+
+    @classmethod
+    def refuse(cls, call: Call) -> str | None:
+        """Refuse perturbed parameters."""
+        return unless_only(cls, call, "input")
+
+
 @register(*spellings("clamp", "clip"))
-class DualClamp(PiecewiseLinear):
+class DualClamp(Parametrised):
     """A tensor kept between constants, either of which may be absent. Source: thesis, section 3.4 (hardtanh); errata 7."""
 
     facts: ClassVar[Facts] = _MONOTONE
@@ -119,11 +128,6 @@ class DualClamp(PiecewiseLinear):
     def parameters(input: Any, min: Any = None, max: Any = None) -> dict[str, Any]:
         """Name the arguments of ``torch.clamp``."""
         return {"input": input, "min": min, "max": max}
-
-    @classmethod
-    def refuse(cls, call: Call) -> str | None:
-        """Refuse perturbed bounds."""
-        return unless_only(cls, call, "input")
 
     def breakpoints(self) -> tuple[float | Tensor, ...]:
         """Return the bounds that are there."""
@@ -148,7 +152,7 @@ class DualClamp(PiecewiseLinear):
 
 
 @register(nn.Hardtanh, *spellings("hardtanh"))
-class DualHardtanh(PiecewiseLinear):
+class DualHardtanh(Parametrised):
     """Hardtanh: the identity between two numbers, flat outside.
 
     Source: thesis, section 3.4 (eq. 3.61-3.63), whose printed slopes are wrong (errata 7); the best chord replaces them.
@@ -179,6 +183,8 @@ class DualHardtanh(PiecewiseLinear):
         yield RuleSample("function", Call(F.hardtanh, (INPUT,), {"min_val": -2.0, "max_val": 0.5}), ((2, 3),))
         yield RuleSample("aten", Call(aten.hardtanh.default, (INPUT, 0, 6)), ((2, 3),))
         yield RuleSample("nn.ReLU6", Call(nn.ReLU6()), ((2, 3),))
+        call, wrong = Call(F.hardtanh, (INPUT, Slot(1))), "min_val must not depend on the input"
+        yield RuleSample("perturbed end", call, ((2, 3), ()), error=ValueError, message=wrong)
 
 
 @register(*spellings("relu6"))
@@ -237,7 +243,7 @@ class DualAbs(PiecewiseLinear):
 
 
 @register(nn.Threshold, *spellings("threshold"))
-class DualThreshold(PiecewiseLinear):
+class DualThreshold(Parametrised):
     """``z`` above the threshold, a fixed value at it and below: it jumps unless both are equal.
 
     Over a box that holds the jump the offsets cover both one-sided limits. Source: thesis, Theorem 3 (eq. 3.42).
@@ -271,10 +277,12 @@ class DualThreshold(PiecewiseLinear):
         yield RuleSample("step down", Call(F.threshold, (INPUT, 0.1, 3.0)), ((2, 3),))
         yield RuleSample("no step", Call(torch.threshold, (INPUT, -1.0, -1.0)), ((2, 3),))
         yield RuleSample("aten", Call(aten.threshold.default, (INPUT, 0, 0)), ((2, 3),))
+        call, wrong = Call(F.threshold, (INPUT, Slot(1), 0.0)), "threshold must not depend on the input"
+        yield RuleSample("perturbed threshold", call, ((2, 3), ()), error=ValueError, message=wrong)
 
 
 @register(nn.Softshrink, *spellings("softshrink"))
-class DualSoftshrink(PiecewiseLinear):
+class DualSoftshrink(Parametrised):
     """Values moved towards zero by ``lambd``, and no further. Source: as Hardtanh."""
 
     facts: ClassVar[Facts] = _MONOTONE
@@ -304,7 +312,7 @@ class DualSoftshrink(PiecewiseLinear):
 
 
 @register(nn.Hardshrink, *spellings("hardshrink"))
-class DualHardshrink(PiecewiseLinear):
+class DualHardshrink(Parametrised):
     """Zero up to ``lambd`` in absolute value, ``z`` beyond: two jumps. Source: thesis, Theorem 3 (eq. 3.42)."""
 
     source: ClassVar[str] = _CHORDS
@@ -334,3 +342,5 @@ class DualHardshrink(PiecewiseLinear):
         yield RuleSample("module", Call(nn.Hardshrink()), ((2, 3),))
         yield RuleSample("function", Call(F.hardshrink, (INPUT, 1.5)), ((2, 3),))
         yield RuleSample("method", Call("hardshrink", (INPUT, 0.75)), ((2, 3),))
+        call, wrong = Call(F.hardshrink, (INPUT,), {"lambd": Slot(1)}), "lambd must not depend on the input"
+        yield RuleSample("perturbed width", call, ((2, 3), ()), error=ValueError, message=wrong)

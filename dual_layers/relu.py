@@ -61,7 +61,8 @@ class DualLeakyReLU(PiecewiseLinear):
     @classmethod
     def refuse(cls, call: Call) -> str | None:
         """Refuse a perturbed slope, and the random slopes of RReLU in training mode."""
-        if slots(call.args[1:]) or any(slots(value) for name, value in call.kwargs.items() if name not in ("input", "self")):
+        named = [value for name, value in call.kwargs.items() if name not in ("input", "self")]
+        if slots((call.args[1:], named)):
             return "the slope must not depend on the input"
         operator = call.operator
         training = isinstance(operator, nn.RReLU) and operator.training
