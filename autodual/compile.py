@@ -42,18 +42,6 @@ class Program:
         """Names of the nonlinear perturbed nodes, in topological order."""
         return tuple(name for name, rule in self.rules.items() if not rule.facts.affine)
 
-    @cached_property
-    def exact_intervals(self) -> frozenset[str]:
-        """Nodes behind at most one affine map of independent coordinates: a box maps onto its exact hull there."""
-        independent, exact = set(self.sources), set(self.sources)
-        for name, rule in self.rules.items():
-            parents = self.parents[name]
-            if rule.facts.affine and len(parents) == 1 and parents[0] in independent:
-                exact.add(name)
-                if rule.facts.injective:
-                    independent.add(name)
-        return frozenset(exact)
-
     def bind(self, name: str, model: nn.Module, values: Mapping[str, Any]) -> DualLayer:
         """Instantiate a node's dual layer for one run: constants filled in, slots for what is perturbed.
 

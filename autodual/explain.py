@@ -69,16 +69,20 @@ class Explanation:
         figure = Figure(figsize=(max(6.0, 3.4 * across), 0.9 * down + 0.8), layout="constrained")
         axes = figure.subplots()
         axes.axis("off")
-        for start, end in view.edges:
-            far = places[start][1] - places[end][1] > 1
-            bend = {"arrowstyle": "-|>", "color": "#555555", "shrinkA": 14, "shrinkB": 14}
-            bend["connectionstyle"] = "arc3,rad=0.45" if far and places[start][0] == places[end][0] else "arc3,rad=0"
-            axes.annotate("", xy=places[end], xytext=places[start], arrowprops=bend)
+        boxes = {}
         for name, (x, y) in places.items():
             row = shown[name]
-            label = f"{row.operator}  {row.shape}\n{row.source}" + (f"   {row.bounded}" if row.bounded else "")
-            box = {"boxstyle": "round,pad=0.4", "facecolor": COLOURS[row.kind], "edgecolor": "#777777"}
-            axes.text(x, y, label, ha="center", va="center", fontsize=8, bbox=box)
+            title = name if row.kind == "input" else f"{name} = {row.operator}"
+            label = f"{title}  {row.shape}\n" + "   ".join(text for text in (row.source, row.bounded) if text not in ("", "-"))
+            style = {"boxstyle": "round,pad=0.4", "facecolor": COLOURS[row.kind], "edgecolor": "#777777"}
+            text = axes.text(x, y, label.strip(), ha="center", va="center", fontsize=8, bbox=style)
+            boxes[name] = text.get_bbox_patch()
+        for start, end in view.edges:
+            drop = places[start][1] - places[end][1]
+            around = drop > 1 and places[start][0] == places[end][0]  # a skip connection must clear the boxes it passes
+            line = f"arc3,rad={4.4 / drop if around else 0:.2f}"
+            arrow = {"arrowstyle": "-|>", "color": "#555555", "connectionstyle": line, "patchA": boxes[start], "patchB": boxes[end]}
+            axes.annotate("", xy=places[end], xytext=places[start], arrowprops={**arrow, "shrinkA": 0, "shrinkB": 1})
         xs = [x for x, _ in places.values()]
         axes.set_xlim(min(xs) - 0.6, max(xs) + 0.6)
         axes.set_ylim(-down + 0.4, 0.6)

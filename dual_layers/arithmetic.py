@@ -37,7 +37,7 @@ def absolute(value: Any) -> Any:
 class Combination(Affine, ABC):
     """``a * input + b * other`` with numbers ``a`` and ``b``; either or both operands may depend on the input."""
 
-    facts: ClassVar[Facts] = Facts(affine=True)
+    facts: ClassVar[Facts] = Facts(affine=True, elementwise=True)
     source: ClassVar[str] = "design, section 1: a node's nu is the sum over its consumers"
 
     @staticmethod
@@ -180,7 +180,7 @@ class DualNegate(Homogeneous):
 class Scaling(Homogeneous, ABC):
     """Product or quotient of the input with a constant number or tensor."""
 
-    facts: ClassVar[Facts] = Facts(affine=True)
+    facts: ClassVar[Facts] = Facts(affine=True, elementwise=True)
     source: ClassVar[str] = "design, section 1"
 
     @abstractmethod

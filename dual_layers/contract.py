@@ -100,6 +100,8 @@ class Facts:
         positionwise: output element i depends on element i of its (single) input only.
         injective: affine with at most one non-zero per row *and* per column: permutations, scalings, selections.
             Coordinates that vary independently still do afterwards.
+        elementwise: affine and element by element after broadcasting: positionwise and injective wherever the output has
+            its single input's shape.
         exact_when_stable: the relaxation is exact wherever ``undecided`` is false.
         aliases: the result may share memory with an input, so mutating one may change the other.
         outputs_tuple: the operator returns a tuple; the layer stands for one of its items.
@@ -110,6 +112,7 @@ class Facts:
     convex: bool = False
     positionwise: bool = False
     injective: bool = False
+    elementwise: bool = False
     exact_when_stable: bool = False
     aliases: bool = False
     outputs_tuple: bool = False

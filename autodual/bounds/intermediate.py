@@ -59,7 +59,7 @@ def _bound_input(run: Run, name: str, method: Dual | Adaptive, symbols: NoiseSym
     """Bound a nonlinear node's input, element by element."""
     if name not in run.boxes:
         separable = all(run.regions[source].separable for source in run.program.sources if source in needed(run, name))
-        if separable and name in run.program.exact_intervals or name in run.program.sources:
+        if name in run.program.sources or (separable and name in run.exact_intervals):
             run.boxes[name], run.how[name] = run.hull(name), "interval, exact"
         elif symbols is not None:
             run.boxes[name], run.how[name] = _from_symbols(run, name, method, symbols)

@@ -99,6 +99,25 @@ class Run:
         given = {name: value[:1] for name, value in self.given.items()}
         return Run(self.program, self.model, self.layouts, points, self.regions, given, self.budget)
 
+    @cached_property
+    def exact_intervals(self) -> frozenset[str]:
+        """Nodes that interval arithmetic bounds exactly when the regions are boxes: behind at most one affine map of
+        coordinates that vary independently, and any number of maps that only move, scale or shift single elements.
+        """
+        program = self.program
+        independent, exact = set(program.sources), set(program.sources)
+        for name, rule in program.rules.items():
+            parents = program.parents[name]
+            if not rule.facts.affine or len(parents) != 1:
+                continue
+            same_shape = self.values[name].shape == self.values[parents[0]].shape
+            single = rule.facts.injective or (rule.facts.elementwise and same_shape)
+            if parents[0] in independent or (single and parents[0] in exact):
+                exact.add(name)
+            if single and parents[0] in independent:
+                independent.add(name)
+        return frozenset(exact)
+
     def settle(self) -> None:
         """Fill every cache now."""
         for run in (self, self.template):

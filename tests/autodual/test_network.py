@@ -422,3 +422,19 @@ def test_method_dataclasses_and_names_agree():
     net, x = autodual.certify(mlp()), inputs((4,))
     for name, options in (("interval", IBP()), ("dual", Dual()), ("adaptive", Adaptive())):
         assert torch.equal(net.bounds(x, LInf(0.1), method=name).lower, net.bounds(x, LInf(0.1), method=options).lower)
+
+
+def test_normalisation_keeps_the_first_bounds_exact():
+    """Shifting, scaling and moving single elements around one convolution leaves interval arithmetic exact."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        autodual.Normalize([0.4, 0.5], [0.2, 0.3]), nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Flatten(), nn.ReLU(), nn.Linear(48, 2)
+    )
+    net, x = autodual.certify(model.double().eval()), inputs((2, 4, 4))
+    assert "interval, exact" in str(net.explain(x, LInf(0.1), Dual(strict=True)))
+    rows = net.intermediate(x, L2(0.1), Dual(strict=True))  # no box: one row per element
+    exact = net.intermediate(x, LInf(0.1), Dual(strict=True))
+    node = next(iter(exact))
+    jacobian = torch.func.jacrev(lambda z: model[:4](z[None])[0])(x[0]).flatten(1)
+    torch.testing.assert_close(exact[node].width[0] / 2, 0.1 * jacobian.abs().sum(1))
+    torch.testing.assert_close(rows[node].width[0] / 2, 0.1 * jacobian.norm(dim=1))
