@@ -1,0 +1,129 @@
+"""What ``certify`` found: as a table, as JSON, as CSV."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autodual.cli.common import CommandError, require
+from autodual.cli.evaluation import Certification
+
+SETTINGS = ("model", "weights", "data", "norm", "domain", "method", "dtype", "device", "limit", "attack")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The outcome at one radius.
+
+    Attributes:
+        eps: the radius.
+        y: labels.
+        result: what was proved.
+        kept: which examples survived the attack; None if there was none.
+    """
+
+    eps: float
+    y: Tensor
+    result: Certification
+    kept: Tensor | None
+
+    @property
+    def clean(self) -> float:
+        """Share of the examples that get their label."""
+        return _share(self.result.predicted == self.y)
+
+    @property
+    def certified(self) -> float:
+        """Share of the examples that provably keep their label in the whole region."""
+        return _share(self.result.certified)
+
+    @property
+    def attacked(self) -> float | None:
+        """Share of the examples that the attack did not break."""
+        return None if self.kept is None else _share(self.kept)
+
+    @property
+    def contradictions(self) -> int | None:
+        """Number of certified examples that the attack broke: not zero only if a bound is wrong."""
+        return None if self.kept is None else int((self.result.certified & ~self.kept).sum())
+
+    def totals(self) -> dict[str, Any]:
+        """Return the numbers of the table, by name."""
+        names = ("eps", "clean", "certified", "attacked", "contradictions")
+        timing = {"guarantee": self.result.guarantee, "milliseconds_per_example": self.result.milliseconds}
+        return {name: getattr(self, name) for name in names} | timing
+
+    def examples(self) -> list[dict[str, Any]]:
+        """Return one record per example."""
+        falsified = self.result.predicted != self.y
+        if self.kept is not None:
+            falsified = falsified | ~self.kept
+        verdicts = torch.where(self.result.certified, 0, torch.where(falsified, 1, 2)).tolist()
+        columns = zip(self.y.tolist(), self.result.predicted.tolist(), verdicts, self.result.margin.tolist(), strict=True)
+        return [
+            {
+                "index": index,
+                "eps": self.eps,
+                "label": label,
+                "predicted": predicted,
+                "verdict": ("certified", "falsified", "unknown")[verdict],
+                "margin": margin,
+            }
+            for index, (label, predicted, verdict, margin) in enumerate(columns)
+        ]
+
+
+def table(outcomes: Sequence[Outcome], arguments: argparse.Namespace) -> Any:
+    """Lay the totals out as a rich table, one line per radius."""
+    result = require("rich.table", "cli").Table(title=f"{arguments.model} on {arguments.data}, {len(outcomes[0].y)} examples")
+    attack = ("accuracy\nattacked", "contra-\ndictions") if arguments.attack else ()
+    headers = (
+        f"eps\n{arguments.norm}",
+        "accuracy\nclean",
+        f"certified\n{arguments.method}",
+        *attack,
+        "guarantee",
+        "ms per\nexample",
+    )
+    for header in headers:
+        result.add_column(header, justify="right")
+    for outcome in outcomes:
+        attacked = (f"{outcome.attacked:.1%}", str(outcome.contradictions)) if arguments.attack else ()
+        timing = (outcome.result.guarantee, f"{outcome.result.milliseconds:.2f}")
+        result.add_row(f"{outcome.eps:g}", f"{outcome.clean:.1%}", f"[bold]{outcome.certified:.1%}[/]", *attacked, *timing)
+    return result
+
+
+def write(outcomes: Sequence[Outcome], arguments: argparse.Namespace) -> None:
+    """Write the files that ``--json`` and ``--csv`` ask for.
+
+    Raises:
+        CommandError: a file cannot be written.
+    """
+    examples = [example for outcome in outcomes for example in outcome.examples()]
+    try:
+        if arguments.json:
+            settings = {key: getattr(arguments, key) for key in SETTINGS}
+            settings |= {
+                key.removeprefix("option_"): value for key, value in vars(arguments).items() if key.startswith("option_")
+            }
+            content = {"settings": settings, "totals": [outcome.totals() for outcome in outcomes], "examples": examples}
+            arguments.json.write_text(json.dumps(content, indent=1, default=str) + "\n")
+        if arguments.csv:
+            with arguments.csv.open("w", newline="") as file:
+                writer = csv.DictWriter(file, ("index", "eps", "label", "predicted", "verdict", "margin"))
+                writer.writeheader()
+                writer.writerows(examples)
+    except OSError as error:
+        raise CommandError(f"cannot write {error.filename}: {error.strerror}") from error
+
+
+def _share(mask: Tensor) -> float:
+    return mask.double().mean().item() if len(mask) else float("nan")
