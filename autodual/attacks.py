@@ -75,8 +75,8 @@ def pgd(
     Returns:
         The point of smallest margin seen for every example, inside its region, in the form of ``x``.
     """
-    problem = _Problem.build(model, x, region)
-    with _evaluation(model):
+    problem = Problem.build(model, x, region)
+    with evaluation(model):
         outputs = problem.outputs(problem.start(None, random=False))
         y = torch.as_tensor(y, device=outputs.device).long()
         rivals = outputs.scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)[:, :-1]
@@ -87,7 +87,7 @@ def pgd(
             rival = rivals[:, (restart - 1) % rivals.shape[1]]
             return (outputs.gather(1, y[:, None]) - outputs.gather(1, rival[:, None])).squeeze(1)
 
-        search = _Search(problem, lambda outputs: smallest_margin(outputs, y), guide)
+        search = Search(problem, lambda outputs: smallest_margin(outputs, y), guide)
         _, points = search.run(steps, restarts, step_size, generator)
     return problem.form(points)
 
@@ -119,13 +119,12 @@ def minimize(
     Returns:
         The smallest values seen, ``(batch, S)``, and where: ``(batch, S, *input)``, in the form of ``x``.
     """
-    problem = _Problem.build(model, x, region)
+    problem = Problem.build(model, x, region)
     values, found = [], []
-    with _evaluation(model):
+    with evaluation(model):
         for index in range(rows.shape[-2]):
             row = rows[..., index, :]
-            search = _Search(problem, _functional(row), _unguided(_functional(row)))
-            value, points = search.run(steps, restarts, step_size, generator)
+            value, points = Search(problem, functional(row)).run(steps, restarts, step_size, generator)
             values.append(value)
             found.append(points)
     if not values:
@@ -141,16 +140,13 @@ def smallest_margin(outputs: Tensor, y: Tensor) -> Tensor:
     return (true - others).amin(1)
 
 
-def _functional(row: Tensor) -> Callable[[Tensor], Tensor]:
+def functional(row: Tensor) -> Callable[[Tensor], Tensor]:
+    """Turn coefficients, ``(outputs,)`` or ``(batch, outputs)``, into a function ``outputs -> (batch,)``."""
     return lambda outputs: (outputs.flatten(1) * row.to(outputs)).sum(1)
 
 
-def _unguided(score: Callable[[Tensor], Tensor]) -> Callable[[Tensor, int], Tensor]:
-    return lambda outputs, _: score(outputs)
-
-
 @dataclass(frozen=True)
-class _Problem:
+class Problem:
     """The model's arguments, and the regions of those that move, by position or name."""
 
     model: Callable[..., Tensor]
@@ -158,17 +154,17 @@ class _Problem:
     regions: dict[Key, Region]
 
     @staticmethod
-    def build(model: Callable[..., Tensor], x: Inputs, region: Regions) -> _Problem:
+    def build(model: Callable[..., Tensor], x: Inputs, region: Regions) -> Problem:
         """Find out which arguments a region belongs to: all floating ones unless it is a dict by name."""
         keys = _names(model, x)
         if isinstance(region, Mapping):
             unknown = [name for name in region if name not in keys]
             if unknown:
                 raise SpecificationError(f"region names {unknown}, but the model's arguments are {list(keys)}")
-            return _Problem(model, x, {keys[name]: part for name, part in region.items()})
+            return Problem(model, x, {keys[name]: part for name, part in region.items()})
         values = {key: _pick(x, key) for key in keys.values()}
         floating = [key for key, value in values.items() if isinstance(value, Tensor) and value.is_floating_point()]
-        return _Problem(model, x, dict.fromkeys(floating, region))
+        return Problem(model, x, dict.fromkeys(floating, region))
 
     def at(self, key: Key) -> Tensor:
         """Return the argument that the region with this key belongs to."""
@@ -271,12 +267,18 @@ def _length(value: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Search:
-    """Descent on ``guide(outputs, restart)`` that keeps the point of lowest ``score(outputs)`` for every example."""
+class Search:
+    """Descent that keeps the point of lowest ``score(outputs)`` for every example.
 
-    problem: _Problem
+    Attributes:
+        problem: the model, its arguments and their regions.
+        score: ``outputs -> (batch,)``, what is to be small.
+        guide: ``(outputs, restart) -> (batch,)``, what to descend on; by default the score.
+    """
+
+    problem: Problem
     score: Callable[[Tensor], Tensor]
-    guide: Callable[[Tensor, int], Tensor]
+    guide: Callable[[Tensor, int], Tensor] | None = None
 
     def run(
         self, steps: int, restarts: int, step_size: float | None, generator: torch.Generator | None
@@ -303,7 +305,7 @@ class _Search:
         with torch.enable_grad():
             leaves = {key: point.detach().requires_grad_() for key, point in points.items()}
             outputs = self.problem.outputs(leaves)
-            loss = self.guide(outputs, restart)
+            loss = self.score(outputs) if self.guide is None else self.guide(outputs, restart)
             if loss.requires_grad:
                 gradients = torch.autograd.grad(loss.sum(), list(leaves.values()), materialize_grads=True)
             else:
@@ -323,7 +325,7 @@ def _better(
 
 
 @contextmanager
-def _evaluation(model: Callable[..., Tensor]) -> Iterator[None]:
+def evaluation(model: Callable[..., Tensor]) -> Iterator[None]:
     """Run in evaluation mode and put every module's own mode back."""
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     modes = [module.training for module in modules]

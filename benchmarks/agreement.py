@@ -111,18 +111,36 @@ class Findings:
         return found
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How much to spend on one network.
+
+    Attributes:
+        points: how many to sample or attack.
+        steps: of each attack.
+        examples: batch size.
+        programs: for how many of the examples linear programs are solved.
+        rounds: of cutting planes, for l2 balls.
+    """
+
+    points: int
+    steps: int = 20
+    examples: int = 4
+    programs: int = 1
+    rounds: int = 20
+
+
 @torch.no_grad()
-def examine(kind: str, case: Case, seed: int, points: int, *, examples: int = 4, programs: int = 1) -> Findings:
+def examine(kind: str, case: Case, seed: int, effort: Effort) -> Findings:
     """Compare everything on one random network.
 
     Args:
         kind: one of ``NETWORKS``.
         case: the region.
         seed: of the network, the inputs and the points.
-        points: how many to sample or attack.
-        examples: batch size.
-        programs: for how many of the examples linear programs are solved.
+        effort: how much to spend.
     """
+    examples = effort.examples
     model, shape = random_network(kind, seed)
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(examples, *shape, generator=generator, dtype=torch.float64)
@@ -140,10 +158,10 @@ def examine(kind: str, case: Case, seed: int, points: int, *, examples: int = 4,
             findings.walks = max(findings.walks, gap / scale)
 
     both = torch.cat([rows, -rows])
-    attacked, worst = minimize(model, x, case.region, both, steps=20, restarts=2, generator=generator)
+    attacked, worst = minimize(model, x, case.region, both, steps=effort.steps, restarts=2, generator=generator)
     lowest, highest = attacked[:, : len(rows)].clone(), -attacked[:, len(rows) :].clone()
     batches = [worst.movedim(1, 0).flatten(0, 1)]
-    drawn = max(1, points // examples - len(both))
+    drawn = max(1, effort.points // examples - len(both))
     batches += [case.region.sample(part, generator) for part in x.repeat(drawn, *[1] * len(shape)).split(examples * 500)]
     for batch in batches:
         values = {name: value.unflatten(0, (-1, examples)) for name, value in run(model.steps(), batch).items()}
@@ -159,8 +177,8 @@ def examine(kind: str, case: Case, seed: int, points: int, *, examples: int = 4,
 
     for name, bound in bounds.items():
         findings.widths[name] += (bound.width / (highest - lowest)).flatten().tolist()
-    for index in range(programs):
-        optima = _optima(model, x[index : index + 1], case.ball, nodes["dual"], index, both)
+    for index in range(effort.programs):
+        optima = _optima(model, x[index : index + 1], case.ball, nodes["dual"], index, both, effort.rounds)
         dual = torch.cat([bounds["dual"].lower[index], -bounds["dual"].upper[index]])
         least = torch.cat([lowest[index], -highest[index]])
         for (below, above), bound, value in zip(optima, dual.tolist(), least.tolist(), strict=True):
@@ -176,13 +194,13 @@ def _outside(values: Tensor, box: autodual.Bounds, scale: float) -> Tensor:
 
 
 def _optima(
-    model: Network, x: Tensor, ball: Ball, nodes: Mapping[str, autodual.Bounds], index: int, rows: Tensor
+    model: Network, x: Tensor, ball: Ball, nodes: Mapping[str, autodual.Bounds], index: int, rows: Tensor, rounds: int
 ) -> list[tuple[float, float]]:
     """Solve (3.6) with the library's intermediate bounds of one example."""
     steps = model.steps()
     read = [step.parent for step in steps if isinstance(step, Relu)]
     boxes = {name: (nodes[name].lower[index : index + 1], nodes[name].upper[index : index + 1]) for name in read}
-    return minimum(steps, x, ball, boxes, rows, rounds=20)
+    return minimum(steps, x, ball, boxes, rows, rounds)
 
 
 def main() -> None:
@@ -201,7 +219,7 @@ def main() -> None:
         for label, case in regions.items():
             findings = Findings()
             for seed in range(arguments.seed, arguments.seed + arguments.networks):
-                findings.merge(examine(kind, case, seed, share + 32))
+                findings.merge(examine(kind, case, seed, Effort(share + 32)))
             faults += [f"{kind}, {label}: {fault}" for fault in findings.faults()]
             lines.append(_line(kind, label, findings))
             total.merge(findings)

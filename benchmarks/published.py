@@ -191,9 +191,9 @@ def main() -> None:
         result.alone = compare_alone(name, domain, model, x[:16], y[:16])
     print(_table(results))
     print(
-        "\npublished: clean and robust error its authors printed; open: not certified; refused: not certified by verify(), which\n"
-        f"subtracts a float allowance; x fwd: multiples of one plain forward pass, batches of {BATCH}; |alg 1|: margins of\n"
-        f"{arguments.reference} images against algorithm1.py; |alone|: an image alone and in a batch. {machine()}"
+        "\npublished: clean and robust error its authors printed; open: not certified; refused: not certified by verify(),\n"
+        f"which subtracts a float allowance; x fwd: multiples of one plain forward pass, batches of {BATCH}; |alg 1|: margins\n"
+        f"of {arguments.reference} images against algorithm1.py; |alone|: an image alone and in a batch. {machine()}"
     )
     faults = checks(results, whole=arguments.limit is None)
     print("faults: " + ("; ".join(faults) or "none"))

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.optimize import linprog
+from scipy.optimize import OptimizeResult, linprog
 from torch import Tensor
 
 Array = NDArray[np.float64]
@@ -96,16 +96,15 @@ class Program:
         """Return how many variables a block has."""
         return self.spans[name].stop - self.spans[name].start
 
-    def solve(self, objective: Array) -> tuple[float, Array, Array]:
-        """Minimise; returns the value, the minimiser and the multipliers of the inequalities."""
+    def solve(self, objective: Array) -> OptimizeResult:
+        """Minimise; the result holds value, minimiser and multipliers."""
         equal, equal_right = self.matrix(self.equal)
         below, below_right = self.matrix(self.below)
         bounds = np.stack([np.concatenate(self.low), np.concatenate(self.high)], 1)
         result = linprog(objective, below, below_right, equal, equal_right, bounds, method="highs")
         if result.status != 0:
             raise RuntimeError(f"HiGHS: {result.message}")
-        multipliers = np.zeros(0) if below is None else -result.ineqlin.marginals
-        return float(result.fun), result.x, multipliers
+        return result
 
 
 def build(steps: Sequence[Step], x: Tensor, ball: Ball, bounds: Mapping[str, tuple[Tensor, Tensor]]) -> Program:
@@ -152,7 +151,7 @@ def minimum(
         if ball.p == 2:
             optima.append(_round(program, objective, _numpy(x), ball.epsilon, rounds))
         else:
-            optima.append((program.solve(objective)[0],) * 2)
+            optima.append((program.solve(objective).fun,) * 2)
     return optima
 
 
@@ -174,35 +173,41 @@ def _input(program: Program, x: Tensor, ball: Ball) -> None:
 def _round(program: Program, objective: Array, center: Array, epsilon: float, rounds: int) -> tuple[float, float]:
     """Enclose the optimum over the l2 ball.
 
-    Two tangent planes are added in every round: one that cuts off the solution, and one at the point that the multipliers
-    of the planes so far predict. At the optimum the plane at the optimal point alone would do.
+    At the optimum one plane would do, tangent at the optimal point. Every round adds one that cuts off the solution, and
+    two at guesses of that point: from the multipliers of the planes so far, and from the slope at the best point inside.
     """
     first, normals, best = len(program.below), [], np.inf
-    skip = sum(len(right) for _, right in program.below)
+    skip, span = sum(len(right) for _, right in program.below), program.spans["x"]
     for _ in range(rounds):
-        value, point, multipliers = program.solve(objective)
-        way = point[program.spans["x"]] - center
-        guess = sum((weight * normal for weight, normal in zip(multipliers[skip:], normals, strict=True)), np.zeros_like(way))
-        best = min(best, _value_at(program, objective, center + way / max(1.0, np.linalg.norm(way) / epsilon)))
-        if best - value <= 1e-7 * (1 + abs(value)):
+        result = program.solve(objective)
+        multipliers = -result.ineqlin.marginals[skip:] if normals else []
+        way = result.x[span] - center
+        guess = sum((weight * normal for weight, normal in zip(multipliers, normals, strict=True)), np.zeros_like(way))
+        directions = [way / max(1.0, np.linalg.norm(way) / epsilon)]
+        if np.linalg.norm(guess) > 0:
+            directions.append(guess * (epsilon / np.linalg.norm(guess)))
+        inside = min((_at(program, objective, center + direction) for direction in directions), key=lambda result: result.fun)
+        best = min(best, inside.fun)
+        if best - result.fun <= 1e-7 * (1 + abs(result.fun)):
             break
-        for direction in (way, guess):
+        directions.append(-(inside.lower.marginals + inside.upper.marginals)[span])
+        for direction in directions:
             length = np.linalg.norm(direction)
             if length > 0:
                 normals.append(direction / length)
                 right = np.array([epsilon + normals[-1] @ center])
                 program.below.append(({"x": sparse.csr_array(normals[-1][None])}, right))
     del program.below[first:]
-    return value, best
+    return result.fun, best
 
 
-def _value_at(program: Program, objective: Array, point: Array) -> float:
-    """Return the optimum with the input held fixed."""
+def _at(program: Program, objective: Array, point: Array) -> OptimizeResult:
+    """Minimise with the input held fixed."""
     index = list(program.spans).index("x")
     low, high = program.low[index], program.high[index]
     program.low[index] = program.high[index] = np.clip(point, low, high)
     try:
-        return program.solve(objective)[0]
+        return program.solve(objective)
     finally:
         program.low[index], program.high[index] = low, high
 
