@@ -108,15 +108,7 @@ def _table(lines: list[Line], y: Tensor) -> Any:
     title = f"A digit classifier on {len(y)} test images, clean accuracy {_percent(lines[0].dual.predicted == y)}"
     table = require("rich.table", "cli").Table(title=title, box=require("rich.box", "cli").SIMPLE_HEAD)
     table.add_column("norm", justify="right")
-    headers = (
-        "radius",
-        "certified\ninterval",
-        "certified\ndual",
-        "survive\nPGD",
-        "contra-\ndictions",
-        "interval\nms/image",
-        "dual\nms/image",
-    )
+    headers = ("radius", "certified\ninterval", "certified\ndual", "survive\nPGD", "interval\nms/image", "dual\nms/image")
     for header in headers:
         table.add_column(header, justify="right")
     for line, following in zip(lines, [*lines[1:], None], strict=True):
@@ -126,7 +118,6 @@ def _table(lines: list[Line], y: Tensor) -> Any:
             _percent(line.interval.certified),
             f"[bold]{_percent(line.dual.certified)}[/]",
             _percent(line.kept),
-            str(line.contradictions),
             f"{line.interval.milliseconds:.2f}",
             f"{line.dual.milliseconds:.2f}",
             end_section=following is not None and following.ball is not line.ball,
