@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dual_layers._probes import Boxes, Case, Tensors
+from dual_layers._probes import Boxes, Case, Tensors, prepare
 from dual_layers.contract import Call, DualLayer, Interval, RuleSample, Slopes
 from dual_layers.families import Affine, Relaxed
 from dual_layers.testing import RuleError, check_rule
@@ -216,7 +216,7 @@ class _Original:
         return values + ([layer.undecided(boxes)] if isinstance(layer, Relaxed) else [])
 
     def differs(self, mutant: Mutant) -> bool:
-        layer = mutant.rule(self.case.layer.call)
+        layer = mutant.rule(prepare(self.sample.call, self.case.dtype, self.case.device))
         for boxes, said in zip(self.boxes, self.said, strict=True):
             try:
                 answers = self.ask(layer, boxes)

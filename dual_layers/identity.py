@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dual_layers.contract import INPUT, Call, Facts, Interval, RuleSample, Slot, slots
 from dual_layers.linear import Homogeneous
-from dual_layers.registry import register
+from dual_layers.registry import register, spelling
 from dual_layers.sample_values import wave
 
 _ATEN = torch.ops.aten
@@ -175,7 +175,8 @@ class DualDropout(Identity):
         yield RuleSample("function, default", Call(F.alpha_dropout), ((2, 3),))
         yield RuleSample("aten", Call(_ATEN.dropout.default, (INPUT, 0.5, False)), ((2, 3),))
         for training in (Call(nn.Dropout(0.3).train()), Call(F.dropout)):
-            yield RuleSample("training mode", training, ((2, 3),), error=ValueError, message="random")
+            label = f"training mode, {spelling(training.operator)}"
+            yield RuleSample(label, training, ((2, 3),), error=ValueError, message="random")
         wrong = Call(F.dropout, (INPUT, 1.5, False))
         yield RuleSample("not a probability", wrong, ((2, 3),), error=ValueError, message="between 0 and 1")
 

@@ -109,6 +109,19 @@ def check_forward(case: Case) -> None:
         same(values, probe.values, probe.allowance, "forward against the operator", probe.locate)
 
 
+def check_purity(case: Case) -> None:
+    """Nothing is kept between calls, and no tensor that is handed in is changed."""
+    layer, boxes = case.layer, case.probes[0].boxes
+    nu, tangents = case.rows(signed=True)[-6:], tuple(case.normal(shape) for shape in case.sample.shapes)
+    given = [end for box in boxes for end in (box.lower, box.upper)] + [nu, *tangents]
+    before, state = [(tensor._version, tensor.clone()) for tensor in given], dict(vars(layer))
+    case.outputs(layer, boxes, nu, tangents)
+    untouched = all(t._version == version and torch.equal(t, old) for t, (version, old) in zip(given, before, strict=True))
+    require(untouched, "the rule changed a tensor it was given")
+    kept = vars(layer).keys() == state.keys() and all(vars(layer)[key] is state[key] for key in state)
+    require(kept, "the rule keeps state between calls")
+
+
 def check_soundness(case: Case) -> None:
     """The interval holds the operator's value at every point of every box."""
     for probe in case.probes:
@@ -119,17 +132,10 @@ def check_soundness(case: Case) -> None:
 
 
 def check_shapes(case: Case) -> None:
-    """Shapes, dtypes, devices; rows, batches of one and of none, strides; another dtype; no state and no side effect."""
+    """Shapes, dtypes, devices; rows, batches of one and of none, strides; another dtype."""
     layer, boxes = case.layer, case.probes[0].boxes
     nu, tangents = case.rows(signed=True)[-6:], tuple(case.normal(shape) for shape in case.sample.shapes)
-    given = [end for box in boxes for end in (box.lower, box.upper)] + [nu, *tangents]
-    versions, state = [tensor._version for tensor in given], dict(vars(layer))
     said = case.outputs(layer, boxes, nu, tangents)
-    require([tensor._version for tensor in given] == versions, "the rule changed a tensor it was given")
-    require(
-        vars(layer).keys() == state.keys() and all(vars(layer)[key] is state[key] for key in state),
-        "the rule keeps state between calls",
-    )
     _described(case, said, nu, boxes)
     for count in (1, 0):
         _described(case, case.outputs(layer, boxes, nu[:count], tangents), nu[:count], boxes)
@@ -296,6 +302,7 @@ def _use(rule: type[DualLayer], sample: RuleSample, dtype: torch.dtype, device: 
 
 CHECKS: tuple[tuple[str, Callable[[Case], None]], ...] = (
     ("1 forward", check_forward),
+    ("1 purity", check_purity),
     ("2 soundness", check_soundness),
     ("3 duality", check_duality),
     ("4 tightness", check_tightness),

@@ -1,0 +1,22 @@
+"""Every test that takes ``dtype`` and ``device`` runs for each precision on each device of this machine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+DEVICES = ["cpu"] + [
+    name for name in ("cuda", "mps") if getattr(torch.backends, name, None) and getattr(torch, name).is_available()
+]
+
+
+@pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.gpu] if name == "cuda" else []) for name in DEVICES])
+def device(request: pytest.FixtureRequest, dtype: torch.dtype) -> str:
+    if request.param == "mps" and dtype == torch.float64:
+        pytest.skip("mps has no float64")
+    return request.param

@@ -1,0 +1,68 @@
+"""Every registered rule, on every sample it brings: a new rule is tested before its author writes a test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dual_layers import Call, DualLayer, RuleSample, keys_of, registered_rules, spelling
+from dual_layers.testing import check_rule
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def good_samples(rule: type[DualLayer]) -> list[RuleSample]:
+    return [sample for sample in rule.samples() if sample.error is None]
+
+
+def other_spellings(rule: type[DualLayer]) -> Iterator[RuleSample]:
+    """Move a sample to each function or method that no sample calls, where that gives the very same values."""
+    samples = [sample for sample in good_samples(rule) if not isinstance(sample.call.operator, nn.Module)]
+    called = [sample.call.operator for sample in samples]
+    for key in keys_of(rule):
+        if key in called or isinstance(key, type):
+            continue
+        for sample in samples:
+            moved = replace(sample, call=replace(sample.call, operator=key), label=f"{sample.label} as {spelling(key)}")
+            if same_values(sample.call, moved.call, sample.shapes):
+                yield moved
+                break
+
+
+def same_values(known: Call, other: Call, shapes: tuple[tuple[int, ...], ...]) -> bool:
+    inputs = [torch.linspace(-2, 3, torch.Size(shape).numel()).reshape(shape) for shape in shapes]
+    expected = known(*(z.clone() for z in inputs))
+    try:
+        found = other(*(z.clone() for z in inputs))
+    except Exception:  # another signature; only its own sample can call it
+        return False
+    return isinstance(found, Tensor) and found.shape == expected.shape and torch.equal(found, expected)
+
+
+def cases(samples_of) -> list:
+    return [
+        pytest.param(rule, sample, id=f"{rule.__name__}-{sample.label}")
+        for rule in registered_rules()
+        for sample in samples_of(rule)
+    ]
+
+
+@pytest.mark.parametrize(("rule", "sample"), cases(lambda rule: rule.samples()))
+def test_rule_keeps_its_promises(rule: type[DualLayer], sample: RuleSample, dtype: torch.dtype, device: str) -> None:
+    check_rule(rule, dtype=dtype, device=device, samples=[sample])
+
+
+@pytest.mark.parametrize(("rule", "sample"), cases(other_spellings))
+def test_rule_keeps_its_promises_under_other_spellings(rule: type[DualLayer], sample: RuleSample) -> None:
+    check_rule(rule, samples=[sample])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 6))
+@pytest.mark.parametrize("rule", registered_rules(), ids=lambda rule: rule.__name__)
+def test_rule_keeps_its_promises_on_other_seeds(rule: type[DualLayer], seed: int) -> None:
+    check_rule(rule, seed=seed, points=24)
