@@ -169,10 +169,14 @@ def _ending(found: Counterexample | None, guarantee: Guarantee, method: Method) 
     """Describe the counterexample, or what to try where there is none."""
     lines = []
     if guarantee == NONE:
-        lines.append("  guarantee NONE: batch norm uses the statistics of the clean batch, which proves nothing; call model.eval()")
+        lines.append(
+            "  guarantee NONE: batch norm uses the statistics of the clean batch, which proves nothing; call model.eval()"
+        )
     if found is None:
         tighter = {IBP: 'method="dual"', Dual: 'method="adaptive"'}.get(type(method), "a smaller region")
-        lines.append(f"  no counterexample found: the property may hold, the bound is too loose; try a tighter method: {tighter}")
+        lines.append(
+            f"  no counterexample found: the property may hold, the bound is too loose; try a tighter method: {tighter}"
+        )
     else:
         lines.append(str(found))
     return "\n".join(lines)

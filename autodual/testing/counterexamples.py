@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,25 +43,19 @@ class Counterexample:
         return "\n".join([f"  counterexample  example {self.index}: {self.claim}", *(f"    {line}" for line in self.details)])
 
 
+Judge = Callable[[Tensor], tuple[Tensor, str]]
+"""Tells from the outputs of one example how far the property is from false (negative: it is) and puts it in words."""
+
+
 @torch.no_grad()
 def misclassified(net: BoundModule, x: Any, y: Tensor, region: Regions, among: Tensor) -> Counterexample | None:
     """Look for an input of the region with another label than ``y`` and return the one of lowest margin, or None."""
-    found = []
     try:
         points = pgd(net.model, x, y, region, restarts=5, generator=_generator(y))
-    except NotImplementedError:  # a model without derivatives
+    except NotImplementedError:  # an operator without a derivative
         return None
-    for index in among.tolist():
-        inputs, label = _example(points, index, len(y)), int(y[index])
-        outputs = _replay(net, inputs)
-        predicted = int(outputs[0].argmax())
-        if predicted != label:
-            margin = float(outputs[0, label] - outputs[0, predicted])
-            claim = f"label {label}, prediction {predicted}, margin {margin:.6g}"
-            found.append(
-                (margin, Counterexample(index, inputs, outputs, claim, _details(net, x, inputs, outputs, index, len(y))))
-            )
-    return _worst(found)
+    candidates = [(index, _example(points, index, len(y)), _judge_label(int(y[index]))) for index in among.tolist()]
+    return _worst(net, x, region, len(y), candidates)
 
 
 @torch.no_grad()
@@ -78,29 +72,85 @@ def out_of_limits(
         limits: lower and upper, each ``(batch, rows)``.
         failed: which limits to try, ``(2, batch, rows)``.
     """
-    found, batch = [], len(limits[0])
+    batch, candidates = len(limits[0]), []
     rows = rows.expand(batch, *rows.shape[-2:])
     problem = Problem.build(net.model, x, region)
     for side, row in failed.any(1).nonzero()[:ATTACKED].tolist():
-        word, sign = (("lower", 1), ("upper", -1))[side]
+        sign = (1, -1)[side]
         try:
             with evaluation(net.model):
                 values, moved = Search(problem, functional(sign * rows[:, row])).run(40, 3, None, _generator(rows))
-        except NotImplementedError:  # a model without derivatives
+        except NotImplementedError:  # an operator without a derivative
             return None
         index = int((values - sign * limits[side][:, row]).argmin())
-        inputs, limit = _example(problem.form(moved), index, batch), float(limits[side][index, row])
-        outputs = _replay(net, inputs)
-        value = float((outputs.flatten() * rows[index, row]).sum())
-        if sign * (value - limit) < 0:
-            claim = f"row {row} is {value:.6g}, {word} limit {limit:.6g}"
-            details = _details(net, x, inputs, outputs, index, batch)
-            found.append((sign * (value - limit), Counterexample(index, inputs, outputs, claim, details)))
-    return _worst(found)
+        judge = _judge_row(rows[index, row], row, float(limits[side][index, row]), sign)
+        candidates.append((index, _example(problem.form(moved), index, batch), judge))
+    return _worst(net, x, region, batch, candidates)
 
 
-def _worst(found: list[tuple[float, Counterexample]]) -> Counterexample | None:
-    return min(found, key=lambda pair: pair[0])[1] if found else None
+def _judge_label(label: int) -> Judge:
+    def judge(outputs: Tensor) -> tuple[Tensor, str]:
+        scores = outputs[0]
+        predicted = int(scores.argmax())
+        margin = scores[label] - scores[predicted] if predicted != label else torch.ones_like(scores[0])
+        return margin, f"label {label}, prediction {predicted}, margin {float(margin.detach()):.6g}"
+
+    return judge
+
+
+def _judge_row(coefficients: Tensor, row: int, limit: float, sign: int) -> Judge:
+    def judge(outputs: Tensor) -> tuple[Tensor, str]:
+        value = (outputs.flatten() * coefficients).sum()
+        return sign * (
+            value - limit
+        ), f"row {row} is {float(value.detach()):.6g}, {'lower' if sign > 0 else 'upper'} limit {limit:.6g}"
+
+    return judge
+
+
+def _worst(
+    net: BoundModule, x: Any, region: Regions, batch: int, candidates: list[tuple[int, Any, Judge]]
+) -> Counterexample | None:
+    """Replay every candidate alone, keep the worst that is false there, simplify and describe it."""
+    replayed = [(float(judge(_replay(net, inputs))[0]), place) for place, (_, inputs, judge) in enumerate(candidates)]
+    worst, place = min(replayed, default=(0.0, -1))
+    if not worst < 0:
+        return None
+    index, inputs, judge = candidates[place]
+    inputs = _simplify(net, x, region, index, inputs, judge)
+    outputs = _replay(net, inputs)
+    return Counterexample(index, inputs, outputs, judge(outputs)[1], _details(net, x, inputs, outputs, index, batch))
+
+
+def _simplify(net: BoundModule, x: Any, region: Regions, index: int, inputs: Any, judge: Judge) -> Any:
+    """Keep as few of the moves as still make the property false, those that contribute most to first order."""
+    if not isinstance(x, Tensor) or not isinstance(region, Region):
+        return inputs
+    before = x[index : index + 1]
+    with torch.enable_grad():
+        point = inputs.clone().requires_grad_()
+        value = judge(_replay(net, point))[0]
+        slope = torch.autograd.grad(value, point, materialize_grads=True)[0] if value.requires_grad else torch.zeros_like(point)
+    way = (inputs - before).flatten()
+    order = (slope.flatten() * way).argsort()
+    for count in [0, *(2**power for power in range(int((way != 0).sum()).bit_length()))]:
+        kept = torch.zeros_like(way)
+        kept[order[:count]] = way[order[:count]]
+        simpler = before + kept.reshape(before.shape)
+        if _inside(region, x, index, simpler) and float(judge(_replay(net, simpler))[0]) < 0:
+            return simpler
+    return inputs
+
+
+def _inside(region: Region, x: Tensor, index: int, point: Tensor) -> bool:
+    """Whether a point lies in one example's region, to rounding."""
+    whole = x.clone()
+    whole[index] = point[0]
+    tolerance = 4 * torch.finfo(x.dtype).eps * max(1.0, float(x[index].abs().max()))
+    try:
+        return bool(region.contains(x, whole, tolerance)[index])
+    except NotImplementedError:
+        return False
 
 
 def _generator(like: Tensor) -> torch.Generator:
@@ -143,6 +193,8 @@ def _details(net: BoundModule, x: Any, inputs: Any, outputs: Tensor, index: int,
             f"distance      l_inf {way.abs().max():.6g}, l2 {way.norm():.6g}, l1 {way.abs().sum():.6g} from {name}[{index}]"
         )
         lines.append(f"moved most    {_coordinates(name, before[name], after, index)}")
+    if len(lines) == (outputs.numel() <= PRINTED):
+        lines.append("distance      0: the model is wrong at the given input itself")
     lines.append("replay        error.counterexample.inputs holds the point" + _literal(inputs))
     return tuple(lines)
 

@@ -82,7 +82,8 @@ def test_limits(classifier):
     assert "worst margin    -0.5" in text
     assert "example 0, row 0: upper bound 1.0000" in text
     assert "upper limit 0.5" in text
-    assert "row 0 is 1, upper limit 0.5" in text
+    assert "row 0 is 0.8, upper limit 0.5" in text
+    assert "distance      0: the model is wrong at the given input itself" in text
     output = classifier(caught.value.counterexample.inputs)[0]
     assert output[0] - output[1] > 0.5
 
@@ -93,6 +94,19 @@ def test_rows_per_example(classifier):
     assert bounds.lower.shape == (2, 1)
     with pytest.raises(NotCertifiedError, match="example 1, row 0: lower bound 0"):
         assert_output(classifier, X, autodual.L2(0.1), rows, lower=0.45)
+
+
+def test_the_counterexample_moves_no_more_than_it_must():
+    """One coordinate decides; the attack moves all of them, the counterexample only that one."""
+    model = nn.Linear(4, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, 0.01, 0.01, 0.01], [0.0, 0.0, 0.0, 0.0]]))
+        model.bias.zero_()
+    with pytest.raises(NotCertifiedError) as caught:
+        assert_certified(model, torch.full((1, 4), 0.1), [0], autodual.LInf(0.2))
+    moved = caught.value.counterexample.inputs - 0.1
+    assert moved[0, 0] < 0
+    assert (moved[0, 1:] == 0).all()
 
 
 def test_several_inputs():
