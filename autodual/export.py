@@ -68,11 +68,17 @@ def _at_least_two(example: Mapping[str, Tensor]) -> tuple[int, dict[str, Tensor]
         raise TraceError("the example needs at least one tensor with a batch axis, and at least one example in it")
     if batch > 1:
         return batch, dict(example)
-    return 2, {name: torch.cat([value, value]) if value.dim() > 0 and len(value) == 1 else value for name, value in example.items()}
+    return 2, {
+        name: torch.cat([value, value]) if value.dim() > 0 and len(value) == 1 else value for name, value in example.items()
+    }
 
 
 def _run(
-    model: nn.Module, example: Mapping[str, Tensor], positional: tuple[str, ...], keywords: tuple[str, ...], sizes: dict[str, Any]
+    model: nn.Module,
+    example: Mapping[str, Tensor],
+    positional: tuple[str, ...],
+    keywords: tuple[str, ...],
+    sizes: dict[str, Any],
 ) -> _Program:
     """Export, functionalise, and decompose what has no rule but is made of operators that may have one."""
     args = tuple(example[name].detach() for name in positional)
@@ -238,5 +244,7 @@ def _is_running_statistic(model: nn.Module, path: str) -> bool:
 def _output(program: _Program, names: Mapping[str, str]) -> str:
     outputs = [spec.arg for spec in program.graph_signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
     if len(outputs) != 1 or getattr(outputs[0], "name", None) not in names:
-        raise TraceError(f"forward returns {len(outputs)} values, not one tensor; wrap the model in a module that returns the tensor")
+        raise TraceError(
+            f"forward returns {len(outputs)} values, not one tensor; wrap the model in a module that returns the tensor"
+        )
     return names[outputs[0].name]

@@ -64,7 +64,9 @@ def restored_model(model: nn.Module) -> Iterator[None]:
     kept = []
     for module in model.modules():
         state = dict(vars(module))
-        kept.append((module, state, {name: value.copy() for name, value in state.items() if isinstance(value, (dict, list, set))}))
+        kept.append(
+            (module, state, {name: value.copy() for name, value in state.items() if isinstance(value, (dict, list, set))})
+        )
     tensors = _identities(model)
     try:
         yield

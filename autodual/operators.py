@@ -16,17 +16,54 @@ from autodual.graph import ModuleRef
 
 # Results that are Python values, not tensors, whatever the registry says about them.
 _PLAIN_METHODS = frozenset(
-    {"size", "dim", "numel", "nelement", "ndimension", "stride", "element_size", "get_device", "item", "tolist", "is_contiguous"}
+    {
+        "size",
+        "dim",
+        "numel",
+        "nelement",
+        "ndimension",
+        "stride",
+        "element_size",
+        "get_device",
+        "item",
+        "tolist",
+        "is_contiguous",
+    }
     | {"is_floating_point", "is_complex", "type", "storage_offset", "data_ptr"}
 )
 _PLAIN_FUNCTIONS = frozenset({torch.numel, torch.is_floating_point, torch.is_complex, torch.is_tensor, torch.broadcast_shapes})
 _SHAPE_ATTRIBUTES = frozenset(
-    {"shape", "dtype", "device", "ndim", "layout", "is_cuda", "is_cpu", "is_sparse", "is_quantized", "requires_grad", "itemsize"}
+    {
+        "shape",
+        "dtype",
+        "device",
+        "ndim",
+        "layout",
+        "is_cuda",
+        "is_cpu",
+        "is_sparse",
+        "is_quantized",
+        "requires_grad",
+        "itemsize",
+    }
     | {"is_leaf", "is_meta", "is_mps", "is_nested", "nbytes", "names", "grad_fn"}
 )
 # Views for certain: each result shares its input's memory, so it can be replayed on a new value of its input.
 _VIEWS = frozenset(
-    {"view", "view_as", "transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "t", "squeeze", "unsqueeze", "select"}
+    {
+        "view",
+        "view_as",
+        "transpose",
+        "swapaxes",
+        "swapdims",
+        "permute",
+        "movedim",
+        "moveaxis",
+        "t",
+        "squeeze",
+        "unsqueeze",
+        "select",
+    }
     | {"narrow", "expand", "expand_as", "detach", "unflatten", "split", "chunk", "unbind", "tensor_split", "diagonal", "alias"}
     | {"split_with_sizes", "hsplit", "vsplit", "unfold", "broadcast_to", "numpy_T", "mT", "matrix_H", "mH", "adjoint"}
 )
@@ -40,9 +77,7 @@ _OUT_OF_PLACE_OPERATOR = {
 _DUNDER_OPERATOR = {f"__i{name}__": getattr(python_operator, f"i{name}") for name in _AUGMENTED} | {
     "__setitem__": python_operator.setitem
 }
-_CHANGES_SHAPE = frozenset(
-    {"unsqueeze_", "squeeze_", "t_", "transpose_", "swapaxes_", "swapdims_", "detach_", "as_strided_"}
-)
+_CHANGES_SHAPE = frozenset({"unsqueeze_", "squeeze_", "t_", "transpose_", "swapaxes_", "swapdims_", "detach_", "as_strided_"})
 _NO_PURE_FORM = frozenset({"requires_grad_", "resize_", "resize_as_", "set_", "share_memory_", "swap_", "retain_grad_"})
 _OVERWRITES = {"copy_", "fill_", "zero_"}
 
@@ -111,7 +146,9 @@ def short_name(operator: Any) -> str:
     return getattr(operator, "__name__", "")
 
 
-def out_of_place(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | None:
+def out_of_place(
+    operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | None:
     """Rewrite a mutating call, whose first argument is the mutated one, as the call that returns the new value.
 
     Returns:
@@ -145,6 +182,7 @@ def out_of_place(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def assign() -> Callable[..., Any]:
+    """Return the pure form of ``base[index] = value``."""
     return importlib.import_module("dual_layers.shape").assign
 
 
@@ -163,7 +201,9 @@ def _twin(operator: Any, name: str) -> Any:
     return None
 
 
-def _inplace_flag(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def _inplace_flag(
+    operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Return the arguments without ``inplace=True``, or None where it is not set."""
     if isinstance(operator, str) or not inspect.isfunction(operator):
         return None

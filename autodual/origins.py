@@ -14,10 +14,7 @@ import torch
 import dual_layers
 
 _HERE = Path(__file__).parent
-_LIBRARY = tuple(
-    str(folder) + os.sep
-    for folder in (Path(torch.__file__).parent, Path(dual_layers.__file__).parent, _HERE)
-)
+_LIBRARY = tuple(str(folder) + os.sep for folder in (Path(torch.__file__).parent, Path(dual_layers.__file__).parent, _HERE))
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib") + os.sep
 _STACK_LINE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 

@@ -2,109 +2,25 @@
 
 from __future__ import annotations
 
-import dis
 import functools
 import numbers
-import operator
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 import dual_layers
 from autodual import operators, origins
 from autodual.errors import TraceError
 from autodual.graph import Graph, ModuleRef, Node, Ref, plain_arguments
-from autodual.isolation import RANDOM, STATE, restored_model, same_random_state
+from autodual.interception import inside_assert, intercepted
+from autodual.isolation import RANDOM, restored_model, same_random_state
+from autodual.leaves import is_from_torch, is_leaf
+from autodual.proxies import TracedProxy, Unfollowable
 
-# Factories take sizes but dispatch on tensors only, so a symbolic size has to be caught before PyTorch parses it.
-_FACTORIES = (
-    "zeros", "ones", "full", "empty", "arange", "eye", "linspace", "tensor", "as_tensor", "scalar_tensor",
-    "rand", "randn", "randint", "randperm", "normal",
-)  # fmt: skip
 _VIEW_ATTRIBUTES = ("T", "mT", "H", "mH", "data", "real", "imag")
-
-
-class Unfollowable(Exception):
-    """Symbolic tracing cannot follow a line whose outcome is fixed by shapes: torch.export may."""
-
-    def __init__(self, reason: str, origin: str) -> None:
-        super().__init__(reason)
-        self.reason, self.origin = reason, origin
-
-
-class TracedProxy(fx.Proxy):
-    """A symbolic value. Unlike plain fx it records augmented and item assignment as the mutations they are."""
-
-    @property
-    def __class__(self) -> type:
-        """Answer ``isinstance`` in the user's code: a symbolic tensor is a tensor; of other values nothing is known."""
-        asking = sys._getframe(1).f_code
-        if origins.is_torch(asking.co_filename) and asking.co_name not in ("is_tensor", "__instancecheck__"):
-            return type(self)
-        meta = self.node.meta
-        if meta["tuple"] or not meta["tensor"]:
-            self.tracer.halt("isinstance() asks what a size or a tuple of tensors is")
-        return torch.Tensor
-
-    @property
-    def _is_param(self) -> bool:
-        """Answer ``isinstance(x, nn.Parameter)``."""
-        return self.node.op == "get_attr" and isinstance(self.tracer.tensors.get(self.node.target), nn.Parameter)
-
-    @property
-    def _is_buffer(self) -> bool:
-        """Answer ``isinstance(x, nn.Buffer)``."""
-        return self.node.op == "get_attr" and isinstance(self.tracer.tensors.get(self.node.target), nn.Buffer)
-
-    def __getattr__(self, name: str) -> Any:
-        return TracedAttribute(self, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in ("node", "tracer", "root", "attr", "_node"):
-            self.tracer.halt(f"assigning to the attribute .{name} of a tensor is not supported")
-        object.__setattr__(self, name, value)
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
-
-    def __delattr__(self, name: str) -> None:
-        self.tracer.halt(f"deleting the attribute .{name} of a tensor is not supported")
-
-    def __len__(self) -> int:
-        return self.tracer.halt("len() asks for a size")
-
-    def __int__(self) -> int:
-        return self.tracer.concretize(self, "int() asks for a number")
-
-    def __index__(self) -> int:
-        return self.tracer.concretize(self, "a Python integer is needed here, for instance by range()")
-
-    def __float__(self) -> float:
-        return self.tracer.concretize(self, "float() asks for a number")
-
-    def __contains__(self, item: Any) -> bool:
-        return self.tracer.concretize(self, "'in' looks at the elements of a value")
-
-
-class TracedAttribute(TracedProxy, fx.proxy.Attribute):
-    """``x.name``, which becomes a method call or, when it is used as it stands, an attribute access."""
-
-
-def _augmented(function: Callable[..., Any]) -> Callable[[TracedProxy, Any], Any]:
-    def assign(self: TracedProxy, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return assign
-
-
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "ilshift", "irshift"):
-    setattr(TracedProxy, f"__{_name}__", _augmented(getattr(operator, _name)))
 
 
 class SymbolicTracer(fx.Tracer):
@@ -140,7 +56,7 @@ class SymbolicTracer(fx.Tracer):
             Unfollowable: a line needs concrete sizes.
         """
         try:
-            with restored_model(self.model), same_random_state(type(self.model).__name__), _symbolic_factories(self), _guarded_state(self), _EagerCalls(self):
+            with restored_model(self.model), same_random_state(type(self.model).__name__), intercepted(self):
                 traced = self.trace(self.model)
         except (TraceError, Unfollowable) as problem:
             raise (self.halted or problem) from None
@@ -163,14 +79,24 @@ class SymbolicTracer(fx.Tracer):
         return TracedProxy(node, self)
 
     def create_node(
-        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None = None, type_expr: Any = None
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        type_expr: Any = None,
     ) -> fx.Node:
         """Record a node with its source line and what its value depends on."""
         if kind in ("call_function", "call_method"):
             target = operators.canonical(target)
             kind = "call_method" if isinstance(target, str) else "call_function"
             self._note_mutation(target, args, kwargs)
-            if kind == "call_method" and not args[0].meta["tensor"] and not (hasattr(torch.Size, target) or hasattr(int, target)):
+            if (
+                kind == "call_method"
+                and not args[0].meta["tensor"]
+                and not (hasattr(torch.Size, target) or hasattr(int, target))
+            ):
                 self.halt(f"a size has no method .{target}()")
         node = super().create_node(kind, target, args, kwargs, name, None)
         parents = [parent.meta for parent in node.all_input_nodes]
@@ -209,8 +135,10 @@ class SymbolicTracer(fx.Tracer):
         self.scope = fx.proxy.Scope(path, type(m))
         try:
             if is_leaf(m):
-                return self.create_proxy("call_module", path, args, kwargs, name=path.replace(".", "_") or type(m).__name__.lower())
-            if dual_layers.lookup(m) is not None or not _is_from_torch(m):
+                return self.create_proxy(
+                    "call_module", path, args, kwargs, name=path.replace(".", "_") or type(m).__name__.lower()
+                )
+            if dual_layers.lookup(m) is not None or not is_from_torch(m):
                 return forward(*args, **kwargs)
             return self._trace_library_module(m, path, forward, args, kwargs)
         finally:
@@ -218,7 +146,7 @@ class SymbolicTracer(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Refuse a Python branch; an ``assert`` about shapes is taken as true, since it changes no value."""
-        if not obj.node.meta["values"] and _inside_assert():
+        if not obj.node.meta["values"] and inside_assert():
             return True
         return self.concretize(obj, "a Python branch asks for a shape")
 
@@ -320,35 +248,6 @@ def start_of_forward(model: nn.Module, positional: tuple[str, ...], keywords: tu
     return model(*(inputs[name] for name in positional), **{name: inputs[name] for name in keywords})
 
 
-def is_leaf(module: nn.Module) -> bool:
-    """Whether a module is recorded whole: it has a rule, and calling it does what the rule describes and nothing else."""
-    rule = dual_layers.lookup(module)
-    if rule is None or getattr(module, "inplace", False) or "forward" in vars(module):
-        return False
-    if module._forward_hooks or module._forward_pre_hooks or _global_hooks():
-        return False
-    known = dual_layers.keys_of(rule)
-    return not _overrides_a_part(type(module), next(base for base in type(module).__mro__ if base in known))
-
-
-def _global_hooks() -> bool:
-    return bool(nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks)
-
-
-def _overrides_a_part(cls: type, base: type) -> bool:
-    """Whether a subclass keeps ``forward`` but replaces a method that it calls, such as ``_conv_forward``."""
-    names = getattr(getattr(base.forward, "__code__", None), "co_names", ())
-    return any(
-        callable(getattr(cls, name, None)) and getattr(cls, name) is not getattr(base, name, None) for name in names
-    )
-
-
-def _is_from_torch(module: nn.Module) -> bool:
-    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
-        return False
-    return type(module).__module__.startswith("torch.nn.modules")
-
-
 def _is_getter(function: Any) -> bool:
     return getattr(function, "__name__", "") == "__get__"
 
@@ -366,71 +265,6 @@ def _tensor_paths(model: nn.Module) -> dict[int, str]:
                 if isinstance(value, torch.Tensor):
                     paths.setdefault(id(value), f"{prefix}.{name}" if prefix else name)
     return paths
-
-
-def _inside_assert() -> bool:
-    """Whether the user's code is evaluating the condition of an ``assert`` statement."""
-    frame = sys._getframe(1)
-    while frame is not None and origins.is_library(frame.f_code.co_filename):
-        frame = frame.f_back
-    if frame is None:
-        return False
-    instructions = [step for step in dis.get_instructions(frame.f_code) if step.opname not in ("CACHE", "TO_BOOL", "NOT_TAKEN")]
-    rest = [step for step in instructions if step.offset >= frame.f_lasti]
-    if len(rest) < 2 or "JUMP" not in rest[0].opname or not rest[0].opname.endswith("IF_TRUE"):
-        return False
-    return rest[1].opname == "LOAD_ASSERTION_ERROR" or rest[1].argval is AssertionError
-
-
-class _EagerCalls(TorchFunctionMode):
-    """Sees every call that PyTorch would run at once while the model is traced."""
-
-    def __init__(self, tracer: SymbolicTracer) -> None:
-        super().__init__()
-        self.tracer = tracer
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        return self.tracer.eager_call(func, args, kwargs or {})
-
-
-@contextmanager
-def _guarded_state(tracer: SymbolicTracer) -> Iterator[None]:
-    """Refuse to replace a parameter or a buffer: the next call would compute another function."""
-    original = nn.Module.__setattr__
-
-    def assign(module: nn.Module, name: str, value: Any) -> None:
-        old = (vars(module).get("_parameters", {}) | vars(module).get("_buffers", {})).get(name)
-        if old is not None and old is not value and id(old) in tracer.paths:
-            tracer.refuse(STATE.format(tracer.paths[id(old)]))
-        original(module, name, value)
-
-    nn.Module.__setattr__ = assign
-    try:
-        yield
-    finally:
-        nn.Module.__setattr__ = original
-
-
-@contextmanager
-def _symbolic_factories(tracer: SymbolicTracer) -> Iterator[None]:
-    originals = {name: getattr(torch, name) for name in _FACTORIES}
-
-    def symbolic(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def create(*args: Any, **kwargs: Any) -> Any:
-            if any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs))):
-                return tracer.create_proxy("call_function", function, args, kwargs)
-            return function(*args, **kwargs)
-
-        return create
-
-    try:
-        for name, function in originals.items():
-            setattr(torch, name, symbolic(function))
-        yield
-    finally:
-        for name, function in originals.items():
-            setattr(torch, name, function)
 
 
 def _to_graph(traced: fx.Graph, constants: dict[str, torch.Tensor]) -> Graph:
@@ -453,7 +287,14 @@ def _to_graph(traced: fx.Graph, constants: dict[str, torch.Tensor]) -> Graph:
         if step.op == "placeholder":
             args = ()
         nodes.append(
-            Node(step.name, kinds.get(step.op, "call"), operator_, plain_arguments(args), plain_arguments(kwargs), origin=step.meta["origin"])
+            Node(
+                step.name,
+                kinds.get(step.op, "call"),
+                operator_,
+                plain_arguments(args),
+                plain_arguments(kwargs),
+                origin=step.meta["origin"],
+            )
         )
     raise AssertionError("fx graphs end with an output")
 

@@ -18,11 +18,19 @@ from autodual.passes.dead_code import drop_dead_code
 from autodual.passes.functionalize import SharedMemoryError, functionalize
 from autodual.passes.items import fuse_items
 from autodual.passes.randomness import refuse_random_numbers
-from autodual.symbolic import SymbolicTracer, Unfollowable
+from autodual.passes.uninitialized import fill_uninitialized
+from autodual.proxies import Unfollowable
+from autodual.symbolic import SymbolicTracer
+
+
+class ExampleNeededError(TraceError):
+    """Symbolic tracing cannot follow the model, but on an example batch torch.export may."""
 
 
 def trace(
-    model: nn.Module, given: Sequence[str] | None = None, example: torch.Tensor | Sequence[Any] | Mapping[str, Any] | None = None
+    model: nn.Module,
+    given: Sequence[str] | None = None,
+    example: torch.Tensor | Sequence[Any] | Mapping[str, Any] | None = None,
 ) -> Graph:
     """Record what a model computes, in its current mode, as a graph without mutations.
 
@@ -37,8 +45,11 @@ def trace(
         The graph; sizes stay symbolic.
 
     Raises:
-        TraceError: no graph can be shown to compute the model's function.
+        TraceError: no graph can be shown to compute the model's function; an ``ExampleNeededError`` where an example may
+            help.
     """
+    if isinstance(model, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+        raise TraceError(f"{type(model).__name__} is compiled code; pass the nn.Module that it was made from")
     arguments = _example_arguments(model, example)
     positional, keywords = _passed(model, tuple(given) if given is not None else tuple(arguments) or None)
     problem: Exception | None = None
@@ -59,7 +70,7 @@ def trace(
 def _trace_symbolically(model: nn.Module, positional: tuple[str, ...], keywords: tuple[str, ...]) -> tuple[Graph, bool]:
     """Follow the model with torch.fx; say also whether one of PyTorch's own modules was kept whole, having no rule."""
     tracer = SymbolicTracer(model, positional, keywords)
-    graph = use_batch_statistics(fuse_items(spell_attributes(tracer.run())), model)
+    graph = use_batch_statistics(fill_uninitialized(fuse_items(spell_attributes(tracer.run()))), model)
     refuse_random_numbers(graph, model)
     return drop_dead_code(functionalize(graph, model)), bool(tracer.opaque)
 
@@ -71,16 +82,17 @@ def _trace_by_export(
     missing = [name for name in (*positional, *keywords) if not isinstance(arguments.get(name), torch.Tensor)]
     if missing:
         raise TraceError(f"the example needs a tensor for {', '.join(map(repr, missing))}: sizes are read from it")
-    graph = drop_dead_code(use_batch_statistics(fuse_items(export(model, arguments, positional, keywords)), model))
+    graph = fill_uninitialized(fuse_items(export(model, arguments, positional, keywords)))
+    graph = drop_dead_code(use_batch_statistics(graph, model))
     refuse_random_numbers(graph, model)
     return graph
 
 
-def _needs_example(problem: Unfollowable | SharedMemoryError) -> TraceError:
+def _needs_example(problem: Unfollowable | SharedMemoryError) -> ExampleNeededError:
     advice = "Pass example_input= (one batch), so that sizes are known and torch.export can follow it"
     if isinstance(problem, SharedMemoryError):
-        return TraceError(f"{problem}. {advice}")
-    return TraceError(f"{problem.origin}: symbolic tracing cannot follow this line: {problem.reason}. {advice}")
+        return ExampleNeededError(f"{problem}. {advice}")
+    return ExampleNeededError(f"{problem.origin}: symbolic tracing cannot follow this line: {problem.reason}. {advice}")
 
 
 def _example_arguments(model: nn.Module, example: Any) -> dict[str, Any]:

@@ -12,6 +12,8 @@ tensors that may share its memory. A mutation becomes its out-of-place operator,
 
 from __future__ import annotations
 
+import functools
+import operator as python_operator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +24,10 @@ from autodual import operators
 from autodual.errors import TraceError
 from autodual.graph import Graph, ModuleRef, Node, Ref, substitute
 from autodual.isolation import STATE
+
+_MASKS = frozenset(
+    {"gt", "lt", "ge", "le", "eq", "ne", "isnan", "isinf", "isfinite", "invert", "logical_not", "logical_and", "bool"}
+)
 
 
 class SharedMemoryError(TraceError):
@@ -89,8 +95,24 @@ class _State:
         self.shared[node.name] = {node.name}
         if node.kind != "call" or operators.returns_tensor(node.operator, node.args, bool(parents)):
             self.tensors.add(node.name)
-            if node.kind == "call" and _may_alias(node, self.model):
+            if node.kind == "call" and not self.is_copy(node) and _may_alias(node, self.model):
                 self.share(node.name, parents)
+
+    def is_copy(self, node: Node) -> bool:
+        """Whether a call is ``x[index]`` with a list, a mask or a tensor of positions: a copy, not a view."""
+        if node.operator is not python_operator.getitem or not isinstance(node.args[0], Ref):
+            return False
+        index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+        return any(isinstance(part, list) or (isinstance(part, Ref) and self.is_many(part.name)) for part in index)
+
+    def is_many(self, name: str) -> bool:
+        """Whether an index is certainly no single position, which would make a view."""
+        source = self.graph.by_name[name]
+        if source.kind != "attribute":
+            return source.kind == "call" and operators.short_name(source.operator) in _MASKS
+        tensor = self.graph.constants.get(source.operator)
+        tensor = functools.reduce(getattr, source.operator.split("."), self.model) if tensor is None else tensor
+        return tensor.dim() > 0
 
     def share(self, name: str, others: list[str]) -> None:
         """Put a tensor into one group of shared memory with others."""
@@ -102,7 +124,9 @@ class _State:
         """Give the names of the mutated tensor, and of what shares its memory, their new meaning."""
         self.refuse_unknown(node, written)
         if operators.changes_shape(node.operator) and self.shared[written] != self.same[written]:
-            raise SharedMemoryError(f"{node.origin}: {dual_layers.spelling(node.operator)} changes the shape of a shared tensor")
+            raise SharedMemoryError(
+                f"{node.origin}: {dual_layers.spelling(node.operator)} changes the shape of a shared tensor"
+            )
         self.same[node.name], self.shared[node.name] = {node.name}, {node.name}
         self.share(node.name, [written])
         group = self.same[written] | {node.name}
@@ -186,7 +210,9 @@ def _pure(node: Node) -> Node | None:
     except NotImplementedError as problem:
         raise SharedMemoryError(f"{node.origin}: {problem}; write it without changing a tensor in place") from None
     if call is not None and not isinstance(node.args[0] if node.args else None, Ref):
-        raise SharedMemoryError(f"{node.origin}: pass the tensor that {dual_layers.spelling(node.operator)} changes by position")
+        raise SharedMemoryError(
+            f"{node.origin}: pass the tensor that {dual_layers.spelling(node.operator)} changes by position"
+        )
     return None if call is None else replace(node, operator=call[0], args=call[1], kwargs=call[2])
 
 

@@ -95,7 +95,7 @@ class Shapes(nn.Module):
         batch, time, width = x.shape
         y = x.reshape(batch * time, width) * width**-0.5
         y = y.view(batch, time, -1).transpose(0, 1)
-        y = y[time // 2] + x.mean(dim=list([1]))
+        y = y[time // 2] + x.mean(dim=[1])
         zero = torch.zeros(batch, 3, dtype=x.dtype, device=x.device)
         y = torch.cat([y, zero, x.new_ones(x.size(0), 2)], 1)
         y = y + torch.full(y.shape, 0.5) + torch.ones_like(y)
@@ -160,7 +160,7 @@ def test_arguments_that_do_not_fit():
         def forward(self, *args, **kwargs):
             return args[0]
 
-    with pytest.raises(TraceError, match="names no arguments .*wrap it in a module"):
+    with pytest.raises(TraceError, match=r"names no arguments .*wrap it in a module"):
         trace(Stars())
 
 
@@ -248,7 +248,7 @@ class IsInstance(nn.Module):
     def forward(self, x):
         if not isinstance(x, torch.Tensor):
             return torch.zeros(3)
-        if isinstance(x, nn.Parameter) or isinstance(x, (list, tuple)) or not torch.is_tensor(x + 1):
+        if isinstance(x, (nn.Parameter, nn.Buffer, list, tuple)) or not torch.is_tensor(x + 1):
             return x - 1000
         return x.relu()
 
@@ -329,7 +329,9 @@ class Body(nn.Module):
 
 
 @pytest.mark.parametrize("example", [None, torch.ones(2, 3)], ids=["fx", "example"])
-@pytest.mark.parametrize("body", [branch, early_exit, number, float_of, item, index, swallowed, contains], ids=lambda b: b.__name__)
+@pytest.mark.parametrize(
+    "body", [branch, early_exit, number, float_of, item, index, swallowed, contains], ids=lambda b: b.__name__
+)
 def test_python_that_depends_on_values_is_refused(body, example):
     with pytest.raises(TraceError, match="depends on values") as caught:
         trace(Body(body), example=example)
@@ -376,7 +378,9 @@ def inplace_noise(x):
 
 
 @pytest.mark.parametrize("example", [None, torch.ones(2, 3)], ids=["fx", "example"])
-@pytest.mark.parametrize("body", [torch_noise, sized_noise, noise_like, dropped, bernoulli, inplace_noise], ids=lambda b: b.__name__)
+@pytest.mark.parametrize(
+    "body", [torch_noise, sized_noise, noise_like, dropped, bernoulli, inplace_noise], ids=lambda b: b.__name__
+)
 def test_random_numbers_are_refused(body, example):
     state = torch.get_rng_state()
     with pytest.raises(TraceError, match=r"random") as caught:
@@ -571,7 +575,7 @@ def test_dead_code_is_dropped():
 def test_constants_on_the_left():
     def body(x):
         row = torch.arange(1.0, 4.0)
-        return (row + x) * (row - x) / (row * x + 100) + (row**x.sigmoid()) + torch.maximum(row, x) + row[None] @ x.T @ x
+        return (row + x) * (row - x) / (row * x + 100) + (row ** x.sigmoid()) + torch.maximum(row, x) + row[None] @ x.T @ x
 
     check(Body(body), (3,))
 

@@ -20,5 +20,5 @@ class ValueAssert(nn.Module):
 
 class CombinedAssert(nn.Module):
     def forward(self, x):
-        assert x.dim() == 3 and x.shape[1] == 2
+        assert x.dim() == 3 and x.shape[1] == 2  # noqa: PT018
         return x.relu()

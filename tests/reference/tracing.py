@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from autodual.graph import Graph, ModuleRef, Ref, substitute
+from autodual.graph import Graph, ModuleRef, substitute
 from autodual.trace import trace
 
 
