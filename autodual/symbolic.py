@@ -43,6 +43,7 @@ class SymbolicTracer(fx.Tracer):
         self._captured: dict[tuple[int, int], tuple[str, torch.Tensor]] = {}
         self._mutated: dict[int, int] = {}
         self.paths = _tensor_paths(model)
+        self.modules = {id(module): name for name, module in model.named_modules()}
         self.tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 
     def run(self) -> Graph:
@@ -128,7 +129,7 @@ class SymbolicTracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record registered modules as leaves, trace through all others."""
-        path = next((name for name, module in self.model.named_modules() if module is m), None)
+        path = self.modules.get(id(m))
         if path is None:  # a module that the model does not own
             return forward(*args, **kwargs)
         scope = self.scope

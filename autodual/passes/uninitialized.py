@@ -16,7 +16,7 @@ from autodual.graph import Graph, Node
 _FACTORIES = frozenset({"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted"})
 
 
-def filled_with_nan(factory: Callable[..., Tensor] | str, *args: Any, **kwargs: Any) -> Tensor:
+def filled_with_nan(*args: Any, factory: Callable[..., Tensor] | str, **kwargs: Any) -> Tensor:
     """Create a tensor with ``torch.empty`` or a relative of it, and fill it with NaN (integers with zero)."""
     result = getattr(args[0], factory)(*args[1:], **kwargs) if isinstance(factory, str) else factory(*args, **kwargs)
     return torch.full_like(result, torch.nan) if result.is_floating_point() else torch.zeros_like(result)
@@ -36,4 +36,4 @@ def fill_uninitialized(graph: Graph) -> Graph:
 def _fill(node: Node) -> Node:
     if node.kind != "call" or operators.short_name(node.operator) not in _FACTORIES:
         return node
-    return replace(node, operator=filled_with_nan, args=(node.operator, *node.args))
+    return replace(node, operator=filled_with_nan, kwargs={"factory": node.operator, **node.kwargs})

@@ -11,7 +11,7 @@ from autodual import operators
 from autodual.errors import TraceError
 from autodual.export import export
 from autodual.trace import trace
-from dual_layers import keys_of, registered_rules
+from dual_layers import Call, Slot, keys_of, lookup, registered_rules
 from tests.reference.tracing import check, line, run_graph
 
 BIG = 1000.0
@@ -199,8 +199,8 @@ def list_of_tensors(x):
 
 REWRITTEN = [
     result_unused, identity_added, old_name, twice, every_augmented, columns, view_then_base, view_of_view, sibling_views,
-    transposed_view_reread, split_reread, number, overwritten, preallocated, functional, masked, constant_written, input_of_copy,
-    metadata,
+    transposed_view_reread, split_reread, number, overwritten, preallocated, functional, masked, constant_written,
+    input_of_copy, metadata,
     list_of_tensors, advanced_indices, uninitialised,
 ]  # fmt: skip
 
@@ -410,6 +410,16 @@ def test_modules_that_return_their_input():
     with pytest.raises(TraceError, match="shared with") as caught:
         trace(ThroughIdentity().eval())
     assert line("through", __file__) in str(caught.value)
+
+
+def test_assignment_into_a_slice_of_one_example_has_a_transpose():
+    """The memory of such a slice is laid out in a way that vmap does not differentiate."""
+    part, value, nu = torch.rand(1, 6)[:, 1:5], torch.rand(1, 2), torch.rand(3, 1, 4)
+    index = (slice(None), slice(None, None, 2))
+    rule = lookup(operators.assign())(Call(operators.assign(), (Slot(0), index, Slot(1))))
+    into_part, into_value = rule.transpose(nu, (part, value))
+    assert torch.equal(into_part, nu * torch.tensor([0.0, 1.0, 0.0, 1.0]))
+    assert torch.equal(into_value, nu[..., ::2])
 
 
 def _shares_memory(sample):
