@@ -40,7 +40,7 @@ register_shape_query(
 
 def assign(base: Tensor, index: Any, value: Any) -> Tensor:
     """Return ``base`` after ``base[index] = value``, leaving ``base`` itself alone."""
-    result = base.clone()
+    result = base.clone(memory_format=torch.contiguous_format)  # vmap of the derivative fails on the strides of a slice
     result[index] = value
     return result
 
