@@ -5,6 +5,8 @@ import torch
 
 import autodual
 from benchmarks.agreement import Effort, Findings, cases, examine
+from dual_layers.contract import Offsets
+from dual_layers.families import PiecewiseLinear
 from tests.reference.lp import Ball, Relu, minimum, run
 from tests.reference.networks import NETWORKS, Mlp, random_network
 
@@ -18,6 +20,18 @@ def test_walks_program_and_points_agree(kind, label):
     findings = examine(kind, cases()[label], seed, EFFORT)
     assert findings.points >= 400
     assert findings.faults() == []
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_wrong_rule_is_noticed(kind, monkeypatch):
+    conjugate = PiecewiseLinear.conjugate
+
+    def too_small(self, slopes, bounds):
+        offsets = conjugate(self, slopes, bounds)
+        return Offsets(offsets.lower, 0.8 * offsets.upper)
+
+    monkeypatch.setattr(PiecewiseLinear, "conjugate", too_small)
+    assert examine(kind, cases()["linf in 0..1"], 0, EFFORT).faults() != []
 
 
 def test_faults_are_named():
