@@ -1,7 +1,8 @@
 """Breaks every registered rule on purpose and counts what ``check_rule`` catches.
 
 Each line of the table is one kind of slip; a mutant is *equivalent* if it behaves exactly like its rule on every sample
-(there is no bias to drop, an offset is zero, a batch has one example). Survivors are listed; there should be none.
+(there is no bias to drop, an offset is zero, a batch has one example). *By error* means that no check saw a wrong value,
+because the mutant raised an exception: shapes did not fit. Survivors are listed; there should be none.
 
     python benchmarks/mutants.py [--seed 0] [RULE ...]
 """
@@ -22,10 +23,10 @@ from dual_layers._mutants import Outcome, survey
 def table(outcomes: list[Outcome]) -> str:
     """Format the counts per kind of mutant."""
     kinds = sorted({outcome.mutant.kind for outcome in outcomes})
-    counts = Counter((outcome.mutant.kind, outcome.verdict) for outcome in outcomes)
-    totals = Counter(outcome.verdict for outcome in outcomes)
+    named = [(outcome.mutant.kind, "by error" if outcome.crashed else outcome.verdict) for outcome in outcomes]
+    counts, totals = Counter(named), Counter(verdict for _, verdict in named)
     width = max(map(len, kinds))
-    verdicts = ("caught", "equivalent", "survived")
+    verdicts = ("caught", "by error", "equivalent", "survived")
     lines = [f"{'kind':<{width}}" + "".join(f"{verdict:>12}" for verdict in verdicts)]
     lines += [f"{kind:<{width}}" + "".join(f"{counts[kind, verdict]:>12}" for verdict in verdicts) for kind in kinds]
     return "\n".join([*lines, f"{'total':<{width}}" + "".join(f"{totals[verdict]:>12}" for verdict in verdicts)])

@@ -31,21 +31,32 @@ class Mutant:
         kind: the slip that is imitated; one line of the table.
         method: which method was broken.
         rule: the broken class. It is registered nowhere.
+        concerns: whether it can differ from its rule on a call.
     """
 
     kind: str
     method: str
     rule: type[DualLayer]
+    concerns: Callable[[Call], bool] = lambda call: True
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a mutant; ``check`` names the check that caught it."""
+    """What became of a mutant.
+
+    Attributes:
+        rule: name of the rule.
+        mutant: what was broken.
+        verdict: ``equivalent`` if it behaves like its rule on every sample.
+        check: which check caught it.
+        crashed: no check saw a wrong value; on each sample that showed a difference the mutant raised an exception.
+    """
 
     rule: str
     mutant: Mutant
     verdict: Verdict
     check: str = ""
+    crashed: bool = False
 
 
 def mutants(rule: type[DualLayer]) -> Iterator[Mutant]:
@@ -120,9 +131,12 @@ def _ignoring(rule: type[DualLayer], name: str, method: str) -> Mutant:
 
     def broken(self: DualLayer, *args: Any) -> Any:
         other = without(rule, self.call, name)
-        return original(self if other is None else rule(other), *args)
+        if other is None:
+            return original(self, *args)
+        return _fitted(original(rule(other), *args), original(self, *args))  # of the right shape, or it would be too easy
 
-    return _broken(rule, f"{name} ignored", method, broken)
+    mutant = _broken(rule, f"{name} ignored", method, broken)
+    return replace(mutant, concerns=lambda call: name in _set_arguments(rule, call))
 
 
 def _settings(rule: type[DualLayer]) -> Iterator[str]:
@@ -186,15 +200,19 @@ def survey(rules: Iterable[type[DualLayer]], seed: int = 0) -> Iterator[Outcome]
 
 def _judge(mutant: Mutant, originals: list[_Original], seed: int) -> Outcome:
     """Only a sample on which the mutant behaves differently can tell it from its rule; one of them must."""
-    name, verdict = mutant.rule.__name__, "equivalent"
+    outcome = Outcome(mutant.rule.__name__, mutant, "equivalent")
     for original in originals:
-        if original.differs(mutant):
-            verdict = "survived"
+        if mutant.concerns(original.sample.call) and original.differs(mutant):
             try:
                 check_rule(mutant.rule, seed=seed, samples=[original.sample])
             except RuleError as error:
-                return Outcome(name, mutant, "caught", error.check)
-    return Outcome(name, mutant, verdict)
+                crashed = error.__cause__ is not None
+                outcome = replace(outcome, verdict="caught", check=error.check, crashed=crashed)
+                if not crashed:
+                    return outcome
+            else:
+                outcome = outcome if outcome.crashed else replace(outcome, verdict="survived")
+    return outcome
 
 
 class _Original:
@@ -253,6 +271,21 @@ def _each(function: Callable[[Tensor], Tensor], value: Any) -> Any:
         changed = {f.name: _each(function, getattr(value, f.name)) for f in fields(value) if f.name in ("lower", "upper")}
         return replace(value, **changed)
     return tuple(_each(function, item) for item in value)
+
+
+def _fitted(value: Any, like: Any) -> Any:
+    """Crop or pad the tensors of an answer to the shapes of the right answer."""
+    if isinstance(value, Tensor):
+        if value.ndim != like.ndim or value.shape == like.shape:
+            return value
+        for axis, size in enumerate(like.shape):
+            value = value.narrow(axis, 0, min(size, value.shape[axis]))
+        return nn.functional.pad(
+            value, [n for axis in reversed(range(like.ndim)) for n in (0, like.shape[axis] - value.shape[axis])]
+        )
+    if is_dataclass(value):
+        return replace(value, lower=_fitted(value.lower, like.lower), upper=_fitted(value.upper, like.upper))
+    return tuple(_fitted(*pair) for pair in zip(value, like, strict=True))
 
 
 def _rolled(value: Tensor, axis: int) -> Tensor:

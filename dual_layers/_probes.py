@@ -54,6 +54,14 @@ def require(condition: bool, text: str) -> None:
         raise Broken(text)
 
 
+def holds(check: Callable[..., None], *args: Any) -> None:
+    """Break if one of the library's checks raises."""
+    try:
+        check(*args)
+    except (TypeError, ValueError) as error:
+        raise Broken(str(error)) from error
+
+
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
     """Apply a function to every tensor in nested tuples, lists, dicts and slices."""
     if isinstance(value, Tensor):

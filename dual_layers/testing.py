@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dual_layers._claims import check_duality, check_facts, check_gradient, check_tightness
-from dual_layers._probes import Boxes, Broken, Case, Tensors, at_most, judged, prepare, require, same
+from dual_layers._probes import Boxes, Broken, Case, Tensors, at_most, holds, judged, prepare, require, same
 from dual_layers.checks import RuleRefusal, check_interval, check_like
 from dual_layers.contract import DualLayer, Interval, RuleSample, Slopes
 from dual_layers.families import Affine, Relaxed
@@ -105,7 +105,7 @@ def check_forward(case: Case) -> None:
     """The rule's ``forward`` is the operator."""
     for probe in case.probes:
         values = torch.stack([case.layer.forward(*z) for z in zip(*probe.points, strict=True)])
-        check_like(values, probe.values, "forward")
+        holds(check_like, values, probe.values, "forward")
         same(values, probe.values, probe.allowance, "forward against the operator", probe.locate)
 
 
@@ -126,7 +126,7 @@ def check_soundness(case: Case) -> None:
     """The interval holds the operator's value at every point of every box."""
     for probe in case.probes:
         ends = case.layer.interval(*probe.boxes)
-        check_interval(ends, f"interval of box '{probe.name}'")
+        holds(check_interval, ends, f"interval of box '{probe.name}'")
         at_most(ends.lower, probe.values, probe.allowance, "interval: lower end above f(z)", probe.locate)
         at_most(probe.values, ends.upper, probe.allowance, "interval: f(z) above the upper end", probe.locate)
 
@@ -160,7 +160,7 @@ def _described(case: Case, said: dict[str, Tensors], nu: Tensor, boxes: Boxes) -
         )
         require(len(outputs) == len(expected), f"{name} gives {len(outputs)} tensors, expected {len(expected)}")
         for output, like in zip(outputs, expected, strict=True):
-            check_like(output, like, name)
+            holds(check_like, output, like, name)
 
 
 def _strides(case: Case, said: dict[str, Tensors], boxes: Boxes, nu: Tensor, tangents: Tensors) -> None:
@@ -229,7 +229,7 @@ def _no_examples(case: Case, boxes: Boxes, nu: Tensor, tangents: Tensors) -> Non
     if empty.numel() == 0 and empty.ndim == case.zero.ndim:
         none = tuple(Interval(_example(case, box.lower, 0, 0), _example(case, box.upper, 0, 0)) for box in boxes)
         said = case.outputs(case.layer, none, empty.new_ones((2, *empty.shape)), moves)
-        check_like(said["interval"][0], empty, "interval of an empty batch")
+        holds(check_like, said["interval"][0], empty, "interval of an empty batch")
 
 
 def _other_dtype(case: Case) -> None:
