@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from autodual.errors import SpecificationError, UnsupportedOperatorError
-from autodual.graph import Graph, ModuleRef, Node, Ref, substitute
+from autodual.graph import Graph, ModuleRef, Node, Ref, references, substitute
 from autodual.primal import is_attribute_access, operator_of
 from dual_layers import UNKNOWN, Call, DualLayer, Slot, is_shape_query, lookup, spelling
 from dual_layers.shape import SHAPE_ATTRIBUTES
@@ -51,7 +51,9 @@ class Program:
         node, rule = self.graph.by_name[name], self.rules[name]
         operator = operator_of(node, model)
         if lookup(operator) is not rule:
-            raise SpecificationError(f'the module behind node "{name}" at {node.origin} was replaced: call autodual.certify again')
+            raise SpecificationError(
+                f'the module behind node "{name}" at {node.origin} was replaced: call autodual.certify again'
+            )
         return rule(_call(node, operator, self.parents[name], values.__getitem__))
 
 
@@ -74,7 +76,7 @@ def compile_graph(graph: Graph, model: nn.Module, sources: tuple[str, ...]) -> P
     parents: dict[str, tuple[str, ...]] = {}
     unsupported = []
     for node in graph.nodes:
-        if node.kind != "call" or _is_shape_query(node):
+        if node.kind != "call" or _is_shape_query(node, perturbed):
             continue
         if data.intersection(node.parents):
             data.add(node.name)
@@ -104,7 +106,10 @@ def _call(node: Node, operator: Any, parents: tuple[str, ...], constant: Any) ->
     return Call(operator, substitute(node.args, place), substitute(node.kwargs, place), node.item)
 
 
-def _is_shape_query(node: Node) -> bool:
+def _is_shape_query(node: Node, perturbed: set[str]) -> bool:
+    """Whether only the shape of perturbed values matters; ``full_like(x, y)`` copies the values of its second argument."""
     if is_attribute_access(node):
         return node.args[1] in SHAPE_ATTRIBUTES
-    return not isinstance(node.operator, ModuleRef) and is_shape_query(node.operator)
+    if isinstance(node.operator, ModuleRef) or not is_shape_query(node.operator):
+        return False
+    return perturbed.isdisjoint(references((node.args[1:], node.kwargs)))

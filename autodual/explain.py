@@ -81,7 +81,13 @@ class Explanation:
             drop = places[start][1] - places[end][1]
             around = drop > 1 and places[start][0] == places[end][0]  # a skip connection must clear the boxes it passes
             line = f"arc3,rad={4.4 / drop if around else 0:.2f}"
-            arrow = {"arrowstyle": "-|>", "color": "#555555", "connectionstyle": line, "patchA": boxes[start], "patchB": boxes[end]}
+            arrow = {
+                "arrowstyle": "-|>",
+                "color": "#555555",
+                "connectionstyle": line,
+                "patchA": boxes[start],
+                "patchB": boxes[end],
+            }
             axes.annotate("", xy=places[end], xytext=places[start], arrowprops={**arrow, "shrinkA": 0, "shrinkB": 1})
         xs = [x for x, _ in places.values()]
         axes.set_xlim(min(xs) - 0.6, max(xs) + 0.6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import dis
 import functools
 import sys
@@ -16,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from autodual import origins
 from autodual.isolation import STATE
+from autodual.proxies import TracedProxy
 
 # Factories take sizes but dispatch on tensors only, so a symbolic size has to be caught before PyTorch parses it.
 _FACTORIES = (
@@ -42,8 +44,39 @@ class Tracer(Protocol):
 @contextmanager
 def intercepted(tracer: Tracer) -> Iterator[None]:
     """Hand a tracer what plain fx does not see: calls of concrete tensors, factories with symbolic sizes, new state."""
-    with _symbolic_factories(tracer), _guarded_state(tracer), _EagerCalls(tracer):
+    with _symbolic_factories(tracer), _guarded_state(tracer), _answered_isinstance(), _EagerCalls(tracer):
         yield
+
+
+@contextmanager
+def _answered_isinstance() -> Iterator[None]:
+    """Let the user's ``isinstance`` see a symbolic tensor as a tensor.
+
+    The builtin is replaced, not the values' ``__class__``: PyTorch's compiled code asks for the class too, and would
+    read a tensor's memory where there is none.
+    """
+    original = builtins.isinstance
+
+    def answer(value: Any, kinds: Any) -> bool:
+        if issubclass(type(value), TracedProxy):
+            code = sys._getframe(1).f_code
+            if not origins.is_torch(code.co_filename) or code.co_name == "is_tensor":
+                return any(original(value, kind) or value.is_instance_of(kind) for kind in _flatten(kinds))
+        return original(value, kinds)
+
+    builtins.isinstance = answer
+    try:
+        yield
+    finally:
+        builtins.isinstance = original
+
+
+def _flatten(kinds: Any) -> Iterator[Any]:
+    for kind in kinds if type(kinds) is tuple else getattr(kinds, "__args__", (kinds,)):
+        if type(kind) is tuple:
+            yield from _flatten(kind)
+        else:
+            yield kind
 
 
 class _EagerCalls(TorchFunctionMode):

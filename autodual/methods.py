@@ -58,5 +58,7 @@ def resolve(method: str | Method) -> Method:
         return METHODS[method]()
     if isinstance(method, tuple(METHODS.values())):
         return method
-    known = ", ".join(f'"{name}" ({kind.__name__}({", ".join(f.name for f in fields(kind))}))' for name, kind in METHODS.items())
+    known = ", ".join(
+        f'"{name}" ({kind.__name__}({", ".join(f.name for f in fields(kind))}))' for name, kind in METHODS.items()
+    )
     raise SpecificationError(f"unknown method {method!r}; known are {known}")

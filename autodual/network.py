@@ -24,7 +24,7 @@ from autodual.radius import largest_certified
 from autodual.regions import LInf, Region
 from autodual.report import Report, Verdict
 from autodual.specification import check_inputs, check_labels, check_rows, margin_rows
-from autodual.trace import trace
+from autodual.trace import ExampleNeededError, trace
 from autodual.validate import agree, buffers_kept, validate
 from dual_layers import NONE, REAL, Interval
 
@@ -55,6 +55,19 @@ def certify(model: nn.Module, example_input: Inputs | None = None, *, memory_bud
     network = BoundModule(model, example_input, memory_budget)
     network.prepare()
     return network
+
+
+def _tensors(arguments: Mapping[str, Any]) -> list[Tensor]:
+    return [value for value in arguments.values() if isinstance(value, Tensor)]
+
+
+def _fits(graph: Graph, arguments: Mapping[str, Any]) -> bool:
+    """Whether the sizes that a graph was unrolled for, if any, are those of the arguments; None stands for the batch."""
+    for name, sizes in graph.shapes.items():
+        value = arguments.get(name)
+        if isinstance(value, Tensor) and any(n not in (None, m) for n, m in zip(sizes, value.shape, strict=False)):
+            return False
+    return True
 
 
 def _outside_inference(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -276,19 +289,25 @@ class BoundModule(nn.Module):
         if self._example is not None:
             self._problem(self._example, LInf(0.0))
             return
-        graph = self._graph(None)
+        try:
+            graph = self._graph(None)
+        except ExampleNeededError:
+            return  # the first input is the example
         try:
             compile_graph(graph, self.model, tuple(node.name for node in graph.inputs))
         except UnsupportedOperatorError:
             if len(graph.inputs) == 1:  # with several inputs some may turn out to be fixed, and need no rules
                 raise
 
-    def _graph(self, given: tuple[str, ...] | None) -> Graph:
-        key = (self._mode(), given)
-        if key not in self._graphs:
-            example = None if self._example is None else self._arguments(self._example)
-            self._graphs[key] = trace(self.model, given, example)
-        return self._graphs[key]
+    def _graph(self, given: tuple[str, ...] | None, arguments: Mapping[str, Any] | None = None) -> Graph:
+        """Find or trace the graph for the arguments that are given, in the model's present mode."""
+        parameter = next(self.model.parameters(), None)
+        placement = None if parameter is None else (parameter.dtype, parameter.device)
+        key = (self._mode(), placement, given)
+        graph = self._graphs.get(key)
+        if graph is None or not _fits(graph, arguments or {}):
+            graph = self._graphs[key] = trace(self.model, given, arguments)
+        return graph
 
     def _mode(self) -> tuple[bool, ...]:
         return tuple(module.training for module in self.model.modules())
@@ -324,9 +343,9 @@ class BoundModule(nn.Module):
     def _compile(self, arguments: Mapping[str, Any], perturbed: tuple[str, ...]) -> Compiled:
         shapes = tuple(tuple(value.shape[1:]) if isinstance(value, Tensor) else None for value in arguments.values())
         given = tuple(arguments)
-        key = (self._mode(), given, perturbed, shapes)
+        key = (self._mode(), given, perturbed, shapes, *{(value.dtype, value.device) for value in _tensors(arguments)})
         if key not in self._compiled:
-            graph = self._graph(given)
+            graph = self._graph(given, arguments)
             sources = tuple(node.name for node in graph.inputs if node.operator in perturbed)
             program = compile_graph(graph, self.model, sources)
             some = {name: _some(value, perturbed, name) for name, value in arguments.items()}
@@ -343,7 +362,9 @@ class BoundModule(nn.Module):
         if isinstance(result, (tuple, list)) and len(result) == 1:
             result = result[0]
         if not isinstance(result, Tensor):
-            raise TraceError(f"the model must return one tensor, got {type(result).__name__}: wrap it in a module that picks one")
+            raise TraceError(
+                f"the model must return one tensor, got {type(result).__name__}: wrap it in a module that picks one"
+            )
         return result
 
     def _margins(

@@ -32,7 +32,9 @@ def evaluate(graph: Graph, model: nn.Module, inputs: Mapping[str, Any]) -> dict[
         if node.kind == "input":
             values[node.name] = inputs[node.operator]
         elif node.kind == "attribute":
-            values[node.name] = graph.constants[node.operator] if node.operator in graph.constants else _attribute(model, node.operator)
+            values[node.name] = (
+                graph.constants[node.operator] if node.operator in graph.constants else _attribute(model, node.operator)
+            )
         else:
             values[node.name] = _run(node, model, values)
     return values
@@ -58,7 +60,9 @@ def _run(node: Node, model: nn.Module, values: Mapping[str, Any]) -> Any:
     except AutoDualError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise SpecificationError(f'the model does not accept these inputs: node "{node.name}" at {node.origin}: {error}') from error
+        raise SpecificationError(
+            f'the model does not accept these inputs: node "{node.name}" at {node.origin}: {error}'
+        ) from error
 
 
 def _attribute(model: nn.Module, path: str) -> Any:

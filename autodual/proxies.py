@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import operator
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx, nn
-
-from autodual import origins
 
 
 class Unfollowable(Exception):
@@ -24,26 +21,14 @@ class Unfollowable(Exception):
 class TracedProxy(fx.Proxy):
     """A symbolic value. Unlike plain fx it records augmented and item assignment as the mutations they are."""
 
-    @property
-    def __class__(self) -> type:
-        """Answer ``isinstance`` in the user's code: a symbolic tensor is a tensor; of other values nothing is known."""
-        asking = sys._getframe(1).f_code
-        if origins.is_torch(asking.co_filename) and asking.co_name not in ("is_tensor", "__instancecheck__"):
-            return type(self)
+    def is_instance_of(self, kind: Any) -> bool:
+        """Answer the user's ``isinstance``: a symbolic tensor is a tensor; what a size or a tuple is, is not known."""
         meta = self.node.meta
         if meta["tuple"] or not meta["tensor"]:
             self.tracer.halt("isinstance() asks what a size or a tuple of tensors is")
-        return torch.Tensor
-
-    @property
-    def _is_param(self) -> bool:
-        """Answer ``isinstance(x, nn.Parameter)``."""
-        return self.node.op == "get_attr" and isinstance(self.tracer.tensors.get(self.node.target), nn.Parameter)
-
-    @property
-    def _is_buffer(self) -> bool:
-        """Answer ``isinstance(x, nn.Buffer)``."""
-        return self.node.op == "get_attr" and isinstance(self.tracer.tensors.get(self.node.target), nn.Buffer)
+        if kind in (nn.Parameter, nn.Buffer):
+            return self.node.op == "get_attr" and isinstance(self.tracer.tensors.get(self.node.target), kind)
+        return isinstance(kind, type) and issubclass(torch.Tensor, kind)
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute that is recorded once it is called or used."""

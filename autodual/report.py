@@ -50,7 +50,7 @@ class Report:
         """Describe the outcome in a few lines."""
         total, counts = len(self.verdict), Counter(self.verdict)
         correct = int((self.predicted == self.y).sum())
-        share = (lambda count: f"{count:>6} of {total}" + (f"  ({100 * count / total:.2f} %)" if total else ""))
+        share = lambda count: f"{count:>6} of {total}" + (f"  ({100 * count / total:.2f} %)" if total else "")
         lines = [
             f"region     {self.region}",
             f"method     {self.method}, guarantee {self.guarantee}",

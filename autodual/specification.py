@@ -24,10 +24,14 @@ def check_rows(spec: Tensor, batch: int, outputs: int, like: Tensor) -> Tensor:
         SpecificationError: wrong type, width or batch, or NaN.
     """
     if not isinstance(spec, Tensor):
-        raise SpecificationError(f"spec must be a tensor (rows, {outputs}) or ({batch}, rows, {outputs}), got {type(spec).__name__}")
+        raise SpecificationError(
+            f"spec must be a tensor (rows, {outputs}) or ({batch}, rows, {outputs}), got {type(spec).__name__}"
+        )
     fits = spec.ndim in (2, 3) and spec.shape[-1] == outputs and (spec.ndim == 2 or spec.shape[0] == batch)
     if not fits:
-        raise SpecificationError(f"spec must have shape (rows, {outputs}) or ({batch}, rows, {outputs}), got {tuple(spec.shape)}")
+        raise SpecificationError(
+            f"spec must have shape (rows, {outputs}) or ({batch}, rows, {outputs}), got {tuple(spec.shape)}"
+        )
     if not spec.isfinite().all():
         raise SpecificationError("spec contains NaN or infinity")
     return spec.to(like)
@@ -74,7 +78,9 @@ def check_inputs(arguments: Mapping[str, Any], perturbed: tuple[str, ...], like:
         if not x.is_floating_point():
             raise SpecificationError(f"{name} has dtype {x.dtype}: a region needs a floating-point input; use {name}.float()")
         if like is not None and x.device != like.device:
-            raise SpecificationError(f"{name} is on {x.device} but the model is on {like.device}: use {name}.to({str(like.device)!r})")
+            raise SpecificationError(
+                f"{name} is on {x.device} but the model is on {like.device}: use {name}.to({str(like.device)!r})"
+            )
         if like is not None and like.is_floating_point() and x.dtype != like.dtype:
             raise SpecificationError(f"{name} has dtype {x.dtype} but the model has {like.dtype}: use {name}.to({like.dtype})")
         bad = (~x.isfinite()).flatten(1).any(1).nonzero() if x.numel() else []

@@ -103,7 +103,9 @@ def _compare(program: Program, model: nn.Module, call: Any, arguments: dict[str,
     expected = call({name: value.clone() if isinstance(value, Tensor) else value for name, value in arguments.items()})
     if not all(map(torch.equal, state, _random_state())):
         torch.set_rng_state(state[0])
-        raise TraceError("the model draws random numbers in its forward: it is not one function that could be bounded; call .eval()")
+        raise TraceError(
+            "the model draws random numbers in its forward: it is not one function that could be bounded; call .eval()"
+        )
     actual = evaluate(program.graph, model, arguments)[program.graph.output]
     if agree(expected, actual):
         return

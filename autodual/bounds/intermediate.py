@@ -160,5 +160,7 @@ def in_chunks(
     if len(rows) <= size:
         return Deviation(*walk(rows))
     run.settle()  # a recomputed chunk must find the same cached values as the first time
-    parts = [checkpoint(walk, part, use_reentrant=False) if torch.is_grad_enabled() else walk(part) for part in rows.split(size)]
+    parts = [
+        checkpoint(walk, part, use_reentrant=False) if torch.is_grad_enabled() else walk(part) for part in rows.split(size)
+    ]
     return Deviation(*(torch.cat(ends) for ends in zip(*parts, strict=True)))

@@ -8,7 +8,20 @@ import torch.nn.functional as F
 from torch import nn
 
 import autodual
-from autodual import IBP, L1, L2, NONE, Adaptive, Box, Dual, LInf, SpecificationError, TraceError, UnsupportedOperatorError, Verdict
+from autodual import (
+    IBP,
+    L1,
+    L2,
+    NONE,
+    Adaptive,
+    Box,
+    Dual,
+    LInf,
+    SpecificationError,
+    TraceError,
+    UnsupportedOperatorError,
+    Verdict,
+)
 
 METHODS = ["interval", "dual", "adaptive", Dual(strict=True), Dual(walk="forward"), Adaptive(strict=True)]
 
@@ -89,7 +102,9 @@ def test_forward_and_backward_walks_agree(name):
     net, x = autodual.certify(make()), inputs(shape)
     for strict in (False, True):
         for region in (LInf(0.1), L2(0.3), Box(x - 0.1, x + 0.3)):
-            backward, forward = (net.bounds(x, region, method=Dual(strict=strict, walk=walk)) for walk in ("backward", "forward"))
+            backward, forward = (
+                net.bounds(x, region, method=Dual(strict=strict, walk=walk)) for walk in ("backward", "forward")
+            )
             torch.testing.assert_close(backward.lower, forward.lower, rtol=0, atol=1e-10)
             torch.testing.assert_close(backward.upper, forward.upper, rtol=0, atol=1e-10)
 
@@ -428,7 +443,12 @@ def test_normalisation_keeps_the_first_bounds_exact():
     """Shifting, scaling and moving single elements around one convolution leaves interval arithmetic exact."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        autodual.Normalize([0.4, 0.5], [0.2, 0.3]), nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Flatten(), nn.ReLU(), nn.Linear(48, 2)
+        autodual.Normalize([0.4, 0.5], [0.2, 0.3]),
+        nn.Conv2d(2, 3, 3, padding=1),
+        nn.BatchNorm2d(3),
+        nn.Flatten(),
+        nn.ReLU(),
+        nn.Linear(48, 2),
     )
     net, x = autodual.certify(model.double().eval()), inputs((2, 4, 4))
     assert "interval, exact" in str(net.explain(x, LInf(0.1), Dual(strict=True)))
@@ -438,3 +458,27 @@ def test_normalisation_keeps_the_first_bounds_exact():
     jacobian = torch.func.jacrev(lambda z: model[:4](z[None])[0])(x[0]).flatten(1)
     torch.testing.assert_close(exact[node].width[0] / 2, 0.1 * jacobian.abs().sum(1))
     torch.testing.assert_close(rows[node].width[0] / 2, 0.1 * jacobian.norm(dim=1))
+
+
+def test_loops_over_shapes_use_the_input_as_example_and_retrace_for_other_shapes():
+    class Loop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = nn.Linear(5, 3)
+
+        def forward(self, x):
+            state = x.new_zeros(x.size(0), 3)
+            for t in range(x.size(1)):
+                state = F.relu(self.cell(torch.cat([x[:, t], state], 1)))
+            return state
+
+    torch.manual_seed(0)
+    model = Loop().double()
+    for net in (autodual.certify(model), autodual.certify(model, example_input=inputs((3, 2), 1))):
+        for steps in (3, 5, 3):
+            x = inputs((steps, 2), 1)
+            found = net.bounds(x, LInf(0.1))
+            for seed in range(30):
+                noise = 0.1 * (2 * torch.rand(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype) - 1)
+                assert found.contains(model(x + noise), 1e-9).all()
+            torch.testing.assert_close(net.bounds(x, LInf(0.0)).lower, model(x), rtol=0, atol=1e-9)

@@ -151,3 +151,17 @@ def test_a_merged_axis_knows_whose_entries_are_whose():
             torch.testing.assert_close(net.bounds(x[i : i + 1], LInf(0.1)).lower[0], found.lower[i])
         for _ in range(100):
             assert found.contains(model(x + 0.1 * (2 * torch.rand_like(x) - 1)), 1e-5).all()
+
+
+def test_a_fill_value_is_not_a_shape():
+    class Fill(nn.Module):
+        def forward(self, x):
+            return x.new_full((1,), 2.0) + torch.zeros_like(x) + x.new_ones(x.size(0), 1)
+
+    class Leak(nn.Module):
+        def forward(self, x):
+            return torch.full_like(x, x.sum()) + 0 * x
+
+    assert autodual.certify(Fill()).bounds(X, LInf(0.1)).width.max() == 0
+    with pytest.raises(autodual.AutoDualError):
+        autodual.certify(Leak()).bounds(X, LInf(0.1))
