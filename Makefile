@@ -10,6 +10,9 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # PyPI's torch for Linux brings gigabytes of CUDA libraries; the "+cpu" build does not.
 TORCH ?= torch==$(TORCH_VERSION)$(if $(filter Linux,$(shell uname -s)),+cpu)
 
+# Small tensors: with several threads each mostly waits for the others, above all on a busy machine.
+demo test test-all: export OMP_NUM_THREADS ?= 1
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all lint check format docs bench clean
 

@@ -25,7 +25,7 @@ GRID = (
     (autodual.LInf, 0.3, r"$\ell_\infty$ radius: largest change of any pixel (0 white, 1 black)"),
     (autodual.L2, 1.5, r"$\ell_2$ radius: length of the whole change"),
 )
-ATTACKS = 11
+ATTACKS = 16
 
 
 def draw(net: autodual.BoundModule, x: Tensor, y: Tensor, path: Path, *, step: Callable[[], None] = lambda: None) -> None:
@@ -82,7 +82,9 @@ def _curve(axes: Axes, attacked: Tensor, radii: Tensor, end: float) -> None:
     upper = np.maximum(np.interp(grid, places, attacked), certified)
     axes.fill_between(grid, certified, upper, color=OPEN, lw=0, label="neither proved nor refuted")
     axes.fill_between(grid, 0, certified, color=PROVED, alpha=0.22, lw=0)
-    axes.plot(places, attacked, color=FOOLED, marker="o", ms=3.5, lw=1.6, label="survives an attack (PGD)")
+    axes.plot(grid, upper, color=FOOLED, lw=1.6)  # between two attacks no less survives than is certified
+    axes.plot(places, attacked, color=FOOLED, marker="o", ms=3.5, lw=0)
+    axes.plot([], [], color=FOOLED, marker="o", ms=3.5, lw=1.6, label="survives an attack (PGD)")
     axes.plot(grid, certified, color=PROVED, lw=2.4, label="certified by the dual network")
     axes.set(xlim=(0, end), ylim=(0, 1.02))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -110,9 +112,9 @@ def _strip(figure: Any, net: autodual.BoundModule, x: Tensor, y: Tensor, radii: 
             panel.set(xticks=[], yticks=[])
             panel.spines[:].set_color("#c9cdd4")
     names = (
-        "certified: every change\nof up to this much\nleaves the class",
-        "smallest change\nfound that does not",
-        "the image\nafter it",
+        "certified: no change\nup to this size\nalters the class",
+        "smallest change\nfound that does",
+        "the image\nchanged so",
     )
     for axes, name, colour in zip(rows[:, 0], names, (PROVED, INK, FOOLED), strict=True):
         axes.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=12, color=colour)
