@@ -42,6 +42,11 @@ class Program:
         """Names of the nonlinear perturbed nodes, in topological order."""
         return tuple(name for name, rule in self.rules.items() if not rule.facts.affine)
 
+    @cached_property
+    def has_batch_statistics(self) -> bool:
+        """Whether some node depends on the whole clean batch: then bounds are a training heuristic."""
+        return any(node.batch_statistics for node in self.graph.nodes)
+
     def bind(self, name: str, model: nn.Module, values: Mapping[str, Any]) -> DualLayer:
         """Instantiate a node's dual layer for one run: constants filled in, slots for what is perturbed.
 

@@ -28,6 +28,7 @@ class Dual:
     walk: Literal["backward", "forward"] = "backward"
 
     def __post_init__(self) -> None:
+        """Check the options."""
         if self.walk not in ("backward", "forward"):
             raise SpecificationError(f'walk must be "backward" or "forward", got {self.walk!r}')
 

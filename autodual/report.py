@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from autodual.methods import Method
@@ -50,7 +51,10 @@ class Report:
         """Describe the outcome in a few lines."""
         total, counts = len(self.verdict), Counter(self.verdict)
         correct = int((self.predicted == self.y).sum())
-        share = lambda count: f"{count:>6} of {total}" + (f"  ({100 * count / total:.2f} %)" if total else "")
+
+        def share(count: int) -> str:
+            return f"{count:>6} of {total}" + (f"  ({100 * count / total:.2f} %)" if total else "")
+
         lines = [
             f"region     {self.region}",
             f"method     {self.method}, guarantee {self.guarantee}",
@@ -64,3 +68,10 @@ class Report:
     def __str__(self) -> str:
         """Return the summary."""
         return self.summary()
+
+
+def certified_by(margins: Tensor, allowance: Tensor, y: Tensor) -> Tensor:
+    """Return which examples have every other margin finite and above its allowance; NaN and infinity fail."""
+    positive = margins.isfinite() & allowance.isfinite() & (margins > allowance)
+    own = F.one_hot(y, margins.shape[1]).bool()
+    return (positive | own).all(1)

@@ -32,9 +32,8 @@ def validate(program: Program, model: nn.Module, arguments: Mapping[str, Any], c
         TraceError: the graph computes another function, draws random numbers, or mixes examples.
     """
     probes = Probes(program, arguments)
-    heuristic = any(node.batch_statistics for node in program.graph.nodes)
     with torch.no_grad(), buffers_kept(model):
-        for batch in (2, 3) if heuristic else (1, 2, 3):
+        for batch in (2, 3) if program.has_batch_statistics else (1, 2, 3):
             _compare(program, model, call, probes.draw(batch))
         _compare(program, model, call, dict(arguments))
         two = evaluate(program.graph, model, probes.draw(2))
@@ -46,7 +45,7 @@ def validate(program: Program, model: nn.Module, arguments: Mapping[str, Any], c
         if layouts.get(program.graph.output, Layout()) != Layout():
             shape = tuple(two[program.graph.output].shape)
             raise TraceError(f"the output has shape {shape} for a batch of 2: axis 0 must be the batch, one entry per example")
-        if heuristic:
+        if program.has_batch_statistics:
             return layouts
         return _separate(program, model, probes, layouts)
 
@@ -111,8 +110,8 @@ def _compare(program: Program, model: nn.Module, call: Any, arguments: dict[str,
         return
     found = f"{(actual - expected).abs().max():.3g}" if actual.shape == expected.shape else f"shape {tuple(actual.shape)}"
     raise TraceError(
-        f"the traced graph does not compute the model's function (difference {found}, output {tuple(expected.shape)}). Likely causes: "
-        "a branch on isinstance(x, torch.Tensor) or on self.training, random numbers, state changed in forward, a batch size baked in. "
+        f"the traced graph does not compute the model's function (difference {found}, output {tuple(expected.shape)}). "
+        "Likely causes: a branch on the type of x, random numbers, state changed in forward, a batch size baked in. "
         "Pass example_input= to trace with torch.export, or rewrite that code."
     )
 
@@ -135,8 +134,8 @@ def _locate(program: Program, name: str, two: Any, three: Any) -> Layout:
     grown = [axis for axis, (a, b) in enumerate(zip(two.shape, three.shape, strict=True)) if a != b]
     if len(grown) != 1 or 3 * two.shape[grown[0]] != 2 * three.shape[grown[0]]:
         raise TraceError(
-            f"{where} has shape {tuple(two.shape)} for a batch of 2 and {tuple(three.shape)} for a batch of 3: the examples of a batch "
-            "are mixed or the batch size is baked in; every perturbed value must keep one entry per example"
+            f"{where} has shape {tuple(two.shape)} for a batch of 2 and {tuple(three.shape)} for a batch of 3: the examples of "
+            "a batch are mixed or the batch size is baked in; every perturbed value must keep one entry per example"
         )
     return Layout(grown[0], two.shape[grown[0]] // 2)
 
@@ -159,7 +158,7 @@ def _separate(program: Program, model: nn.Module, probes: Probes, layouts: dict[
             if not fitting:
                 node = program.graph.by_name[name]
                 raise TraceError(
-                    f'node "{name}" at {node.origin} mixes the examples of a batch: changing one example changes the value of another. '
+                    f'node "{name}" at {node.origin} mixes the examples of a batch: changing one example changes another. '
                     "Bounds hold example by example; move the mixing out of the model"
                 )
             result[name] = fitting[0]

@@ -19,6 +19,6 @@ for _module in pkgutil.iter_modules(__path__):  # every family file is imported:
 
 __all__ = [
     "INPUT", "NONE", "REAL", "ROUNDED", "UNKNOWN", "Affine", "Call", "Choice", "DualLayer", "Facts", "Guarantee", "Interval",
-    "Offsets", "PiecewiseLinear", "Relaxed", "RuleSample", "Slopes", "Slot", "is_shape_query", "keys_of", "lookup", "probabilistic",
-    "register", "register_shape_query", "registered_rules", "spelling",
+    "Offsets", "PiecewiseLinear", "Relaxed", "RuleSample", "Slopes", "Slot", "is_shape_query", "keys_of", "lookup",
+    "probabilistic", "register", "register_shape_query", "registered_rules", "spelling",
 ]

@@ -234,6 +234,9 @@ def check_facts(case: Case) -> None:
             bool((hits.sum(0) <= 1).all() and (hits.sum(1) <= 1).all()),
             "injective is declared, but A has two entries in a row or column",
         )
+    if facts.elementwise and len(case.sample.shapes) == 1 and case.zero.shape == tuple(case.sample.shapes[0]):
+        diagonal = torch.diag(case.matrix.diagonal())
+        require(bool((case.matrix == diagonal).all()), "elementwise is declared, but A is not diagonal")
     _memory(case)
 
 

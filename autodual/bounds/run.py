@@ -19,7 +19,7 @@ from dual_layers import DualLayer, Interval, Slopes
 
 @dataclass(frozen=True)
 class Lines:
-    """The two affine bounds of a relaxed node, seen from the reference point ``z0``:
+    """The two affine bounds of a relaxed node, seen from the reference point ``z0``.
 
         f(z0) + slope_lo (z - z0) + lower  <=  f(z)  <=  f(z0) + slope_up (z - z0) + upper
 
@@ -101,8 +101,10 @@ class Run:
 
     @cached_property
     def exact_intervals(self) -> frozenset[str]:
-        """Nodes that interval arithmetic bounds exactly when the regions are boxes: behind at most one affine map of
-        coordinates that vary independently, and any number of maps that only move, scale or shift single elements.
+        """Nodes that interval arithmetic bounds exactly when the regions are boxes.
+
+        They lie behind at most one affine map of coordinates that vary independently, and any number of maps that only move,
+        scale or shift single elements.
         """
         program = self.program
         independent, exact = set(program.sources), set(program.sources)

@@ -1,6 +1,7 @@
 """The public interface: what ``certify`` returns, how it behaves and what it refuses."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -130,7 +131,7 @@ def test_chunks_change_nothing(name):
     chunked = net.bounds(x, LInf(0.2))
     torch.testing.assert_close(whole.lower, chunked.lower, rtol=0, atol=1e-12)
     loss = [autodual.certify(model, memory_budget=b).robust_loss(x, [0, 1, 2], LInf(0.2)) for b in (10**9, 4000)]
-    grads = [torch.autograd.grad(value, [p for p in model.parameters()]) for value in loss]
+    grads = [torch.autograd.grad(value, list(model.parameters())) for value in loss]
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
@@ -173,7 +174,7 @@ def test_ten_adam_steps_lower_the_robust_loss(region):
         optimizer.step()
         values.append(value.item())
     assert values[-1] < 0.9 * values[0]
-    assert all(later < earlier for earlier, later in zip(values, values[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(values))
 
 
 def test_margins_agree_with_bounds_of_the_same_rows():
@@ -191,7 +192,8 @@ def test_the_last_affine_segment_is_merged_with_the_rows():
     separate = net.bounds(x, LInf(0.1), method="interval")
     merged = net.margins(x, y, LInf(0.1), method="interval")
     gain = merged[:, 1:] - (separate.lower[:, :1] - separate.upper[:, 1:])
-    assert (gain > -1e-12).all() and (gain > 1e-3).any()
+    assert (gain > -1e-12).all()
+    assert (gain > 1e-3).any()
 
 
 def test_the_dual_bound_is_exact_on_a_linear_model():
@@ -212,8 +214,10 @@ def test_verify_reports_each_example():
     assert report.certified[5:].float().mean() > 0.8
     assert not report.certified[:5].any()
     loose = net.verify(x, y, LInf(5.0))
-    assert Verdict.UNKNOWN in loose.verdict and not loose.certified.any()
-    assert "certified" in report.summary() and "LInf" in report.summary()
+    assert Verdict.UNKNOWN in loose.verdict
+    assert not loose.certified.any()
+    assert "certified" in report.summary()
+    assert "LInf" in report.summary()
     assert (net.flag(x, LInf(1e-4)) == ~net.verify(x, model(x).argmax(1), LInf(1e-4)).certified).all()
 
 
@@ -231,7 +235,8 @@ def test_the_float_allowance_covers_rounding():
         model.weight.copy_(torch.tensor([[1e6, 1.0], [1e6, 0.0]]))
         model.bias.copy_(torch.tensor([0.125, 0.0]))
     report = autodual.certify(model).verify(torch.tensor([[1.0, 0.0]]), [0], LInf(0.0))
-    assert report.margins[0, 1] > 0 and not report.certified.any()
+    assert report.margins[0, 1] > 0
+    assert not report.certified.any()
 
 
 def test_radius_is_certified_and_nearly_the_largest():
@@ -287,7 +292,8 @@ def test_several_inputs():
     net, left, right = autodual.certify(model), inputs((3,)), inputs((2,), seed=5)
     both = net.bounds((left, right), LInf(0.1))
     only = net.bounds((left, right), {"left": LInf(0.1)})
-    assert (both.width >= only.width - 1e-12).all() and (both.width > only.width + 1e-6).any()
+    assert (both.width >= only.width - 1e-12).all()
+    assert (both.width > only.width + 1e-6).any()
     named = net.bounds({"left": left, "right": right}, {"right": L2(0.1), "left": LInf(0.1)})
     assert (named.width <= both.width + 1e-12).all()
     shifted = net.bounds({"left": left, "right": right, "bias": torch.ones(4, dtype=left.dtype)}, {"left": LInf(0.1)})
@@ -357,7 +363,8 @@ def test_an_empty_batch_gets_an_empty_answer():
     assert net.bounds(x, LInf(0.1)).lower.shape == (0, 3)
     assert net.margins(x, torch.zeros(0, dtype=torch.long), LInf(0.1)).shape == (0, 3)
     report = net.verify(x, torch.zeros(0, dtype=torch.long), LInf(0.1))
-    assert report.verdict == () and report.certified.shape == (0,)
+    assert report.verdict == ()
+    assert report.certified.shape == (0,)
     assert net.radius(x).shape == (0,)
 
 
@@ -399,7 +406,7 @@ def test_nan_weights_are_named_and_never_certify():
     net = autodual.certify(model)
     with torch.no_grad():
         model[2].weight[0, 0] = float("nan")
-    with pytest.raises(SpecificationError, match="2.weight"):
+    with pytest.raises(SpecificationError, match=r"2\.weight"):
         net.verify(inputs((4,)), [0, 1, 2], LInf(0.1))
 
 
@@ -408,7 +415,10 @@ def test_all_unsupported_operators_are_listed_at_once():
         autodual.certify(Unsupported())
     text = str(caught.value)
     assert "3 operators" in text or "4 operators" in text
-    assert "entr" in text and "erfinv" in text and "test_network.py:" in text and "adding_an_operator" in text
+    assert "entr" in text
+    assert "erfinv" in text
+    assert "test_network.py:" in text
+    assert "adding_an_operator" in text
 
 
 def test_overflowing_bounds_are_unknown_not_certified():
@@ -428,8 +438,10 @@ def test_explain_names_every_node(tmp_path):
     net = autodual.certify(residual())
     bare, text = str(net.explain()), str(net.explain(inputs((1, 4, 4)), LInf(0.01)))
     for word in ("nn.Conv2d", "DualConv", "DualReLU", "test_network.py:", "nn.BatchNorm2d"):
-        assert word in bare and word in text
-    assert "(N, 4, 4, 4)" in text and "rows" in text
+        assert word in bare
+        assert word in text
+    assert "(N, 4, 4, 4)" in text
+    assert "rows" in text
     assert net.explain(inputs((1, 4, 4)), LInf(0.01)).draw(tmp_path / "net.png").stat().st_size > 5000
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import autodual
-from autodual import LInf, TraceError
+from autodual import LInf
 from autodual.layout import Layout
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
@@ -125,7 +125,8 @@ def test_layouts_go_back_and_forth(layout, lead):
     value = torch.arange(float(7**lead * 2 * 4 * 6 * 15)).reshape(-1)[: 7**lead * torch.Size(shape).numel()]
     value = value.reshape(*[7] * lead, *shape)
     rows = layout.examples(value, batch, lead)
-    assert rows.shape[lead] == batch and rows.ndim == lead + 2
+    assert rows.shape[lead] == batch
+    assert rows.ndim == lead + 2
     assert torch.equal(layout.node(rows, tuple(shape), lead), value)
 
 

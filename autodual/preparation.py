@@ -1,0 +1,135 @@
+"""From a model and the arguments of a call to a checked problem: tracing and compiling, once per kind of call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from autodual.compile import Program, compile_graph
+from autodual.errors import SpecificationError, UnsupportedOperatorError
+from autodual.graph import Graph
+from autodual.layout import Layout
+from autodual.problem import Problem, filled, run_model
+from autodual.regions import Region
+from autodual.specification import check_inputs
+from autodual.trace import ExampleNeededError, trace
+from autodual.validate import validate
+
+Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
+Regions = Region | Mapping[str, Region]
+
+
+class Preparation:
+    """Graphs and programs of one model, made when first needed.
+
+    Each mode (training or evaluation, module by module), set of arguments, shape, dtype and device has its own; each is
+    compared with the model on random inputs before its first use.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._graphs: dict[Any, Graph] = {}
+        self._programs: dict[Any, tuple[Program, dict[str, Layout]]] = {}
+
+    def look_ahead(self) -> None:
+        """Trace and compile as far as is possible before the first input is seen.
+
+        Raises:
+            TraceError: the model cannot be traced.
+            UnsupportedOperatorError: lists every operator without a dual layer.
+        """
+        try:
+            graph = self.graph(None)
+        except ExampleNeededError:
+            return  # the first input is the example
+        try:
+            compile_graph(graph, self.model, tuple(node.name for node in graph.inputs))
+        except UnsupportedOperatorError:
+            if len(graph.inputs) == 1:  # with several inputs some may turn out to be fixed, and need no rules
+                raise
+
+    def problem(self, x: Inputs, region: Regions) -> Problem:
+        """Check inputs and regions, and find or make the program for them.
+
+        Raises:
+            SpecificationError: something does not fit the model.
+        """
+        arguments = self.arguments(x)
+        regions = _by_argument(region, arguments)
+        check_inputs(arguments, tuple(regions), next(self.model.parameters(), None))
+        for name, part in regions.items():
+            part.validate(arguments[name], name)
+        program, layouts = self._program(arguments, tuple(regions))
+        return Problem(self.model, program, layouts, arguments, regions)
+
+    def arguments(self, x: Inputs) -> dict[str, Any]:
+        """Name the model's arguments."""
+        if isinstance(x, Mapping):
+            return {name: _ordinary(value) for name, value in x.items()}
+        parameters = list(inspect.signature(self.model.forward).parameters)
+        values = x if isinstance(x, tuple) else (x,)
+        if len(values) > len(parameters):
+            count = f"{len(parameters)} argument{'s' * (len(parameters) != 1)}"
+            raise SpecificationError(f"the model takes {count} {tuple(parameters)}, got {len(values)}")
+        return dict(zip(parameters, map(_ordinary, values), strict=False))
+
+    def graph(self, given: tuple[str, ...] | None, arguments: Mapping[str, Any] | None = None) -> Graph:
+        """Find or trace the graph for the arguments that are given, in the model's present mode."""
+        parameter = next(self.model.parameters(), None)
+        placement = None if parameter is None else (parameter.dtype, parameter.device)
+        key = (self._mode(), placement, given)
+        graph = self._graphs.get(key)
+        if graph is None or not _fits(graph, arguments or {}):
+            graph = self._graphs[key] = trace(self.model, given, arguments)
+        return graph
+
+    def _program(self, arguments: Mapping[str, Any], perturbed: tuple[str, ...]) -> tuple[Program, dict[str, Layout]]:
+        kinds = tuple(_kind(value) for value in arguments.values())
+        key = (self._mode(), tuple(arguments), perturbed, kinds)
+        if key not in self._programs:
+            some = {name: filled(value) for name, value in arguments.items()}
+            graph = self.graph(tuple(arguments), some)
+            sources = tuple(node.name for node in graph.inputs if node.operator in perturbed)
+            program = compile_graph(graph, self.model, sources)
+            self._programs[key] = program, validate(program, self.model, some, lambda values: run_model(self.model, values))
+        return self._programs[key]
+
+    def _mode(self) -> tuple[bool, ...]:
+        return tuple(module.training for module in self.model.modules())
+
+
+def _by_argument(region: Regions, arguments: Mapping[str, Any]) -> dict[str, Region]:
+    """Give every perturbed argument its region."""
+    if isinstance(region, Region):
+        floating = [name for name, value in arguments.items() if isinstance(value, Tensor) and value.is_floating_point()]
+        return dict.fromkeys(floating or list(arguments), region)
+    if not isinstance(region, Mapping):
+        raise SpecificationError(f"region must be a Region such as autodual.LInf(0.1), got {type(region).__name__}")
+    unknown = [name for name in region if name not in arguments]
+    if unknown or not region:
+        raise SpecificationError(f"region names {unknown or 'nothing'}; the arguments given are {list(arguments)}")
+    wrong = {name: type(part).__name__ for name, part in region.items() if not isinstance(part, Region)}
+    if wrong:
+        raise SpecificationError(f"each region must be a Region such as autodual.LInf(0.1), got {wrong}")
+    return dict(region)
+
+
+def _kind(value: Any) -> Any:
+    return (value.shape[1:], value.dtype, value.device) if isinstance(value, Tensor) else None
+
+
+def _fits(graph: Graph, arguments: Mapping[str, Any]) -> bool:
+    """Whether the sizes that a graph was unrolled for, if any, are those of the arguments; None stands for the batch."""
+    for name, sizes in graph.shapes.items():
+        value = arguments.get(name)
+        if isinstance(value, Tensor) and any(n not in (None, m) for n, m in zip(sizes, value.shape, strict=False)):
+            return False
+    return True
+
+
+def _ordinary(value: Any) -> Any:
+    """Copy a tensor made in inference mode into an ordinary one."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
