@@ -88,10 +88,20 @@ class BoundModule(nn.Module):
         """Run the model itself."""
         return self.model(*args, **kwargs)
 
-    # -- what users call -------------------------------------------------------------------------------------------
+    def arguments(self, x: Inputs) -> dict[str, Any]:
+        """Name the arguments that ``x`` gives to the model's forward."""
+        return self._preparation.arguments(x)
 
     @_outside_inference
-    def bounds(self, x: Inputs, region: Regions, spec: Tensor | None = None, method: str | Method = "dual") -> Interval:
+    def bounds(
+        self,
+        x: Inputs,
+        region: Regions,
+        spec: Tensor | None = None,
+        method: str | Method = "dual",
+        *,
+        allow_rounding: bool = False,
+    ) -> Interval:
         """Bound linear functions of the outputs over a region of inputs.
 
         Args:
@@ -99,6 +109,7 @@ class BoundModule(nn.Module):
             region: the inputs to cover: one region (for every floating input), or a dict by argument name.
             spec: rows ``(rows, outputs)`` or ``(batch, rows, outputs)`` over the flattened outputs; default: each output.
             method: ``"interval"``, ``"dual"``, ``"adaptive"`` or an options dataclass such as ``Dual(strict=True)``.
+            allow_rounding: move both ends outwards by what float rounding may cost, as ``verify`` does.
 
         Returns:
             ``Bounds`` with ``lower`` and ``upper``, each ``(batch, rows)``. Where nothing is known they are infinite.
@@ -113,8 +124,9 @@ class BoundModule(nn.Module):
             return Interval(empty, empty, problem.guarantee)
         if spec is not None:
             spec = check_rows(spec, problem.batch, problem.outputs, problem.like)
-        lower, upper, _ = bound_rows(self._run(problem), resolve(method), spec)
-        return Interval(lower, upper, problem.guarantee)
+        lower, upper, allowance = bound_rows(self._run(problem), resolve(method), spec)
+        slack = allowance if allow_rounding else 0.0
+        return Interval(lower - slack, upper + slack, problem.guarantee)
 
     @_outside_inference
     def margins(self, x: Inputs, y: Any, region: Regions, method: str | Method = "dual") -> Tensor:

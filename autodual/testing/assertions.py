@@ -8,13 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autodual.bounds.bound import bound_rows
 from autodual.errors import SpecificationError
 from autodual.methods import IBP, Dual, Method, resolve
 from autodual.network import BoundModule, certify
 from autodual.regions import Region
 from autodual.report import Report
-from autodual.specification import check_rows
 from autodual.testing.counterexamples import Counterexample, misclassified, out_of_limits
 from dual_layers import NONE, Guarantee, Interval
 
@@ -109,7 +107,9 @@ def assert_output(
         tensor([[1., 1.]])
     """
     net = model if isinstance(model, BoundModule) else certify(model)
-    bounds, rows = _widened(net, x, region, spec, method)
+    with torch.no_grad():
+        bounds = net.bounds(x, region, spec, method, allow_rounding=True)
+    rows = torch.eye(bounds.lower.shape[-1]).to(bounds.lower) if spec is None else spec.to(bounds.lower)
     limits = (_limit(lower, bounds, -torch.inf, "lower"), _limit(upper, bounds, torch.inf, "upper"))
     if lower is None and upper is None:
         raise SpecificationError("assert_output needs a lower or an upper limit")
@@ -128,21 +128,6 @@ def assert_output(
         f"{_ending(found, bounds.guarantee, method)}",
         found,
     )
-
-
-def _widened(net: BoundModule, x: Any, region: Regions, spec: Tensor | None, method: str | Method) -> tuple[Interval, Tensor]:
-    """Return the bounds, widened by the float allowance, and the rows as a tensor."""
-    with torch.no_grad():
-        problem = net._problem(x, region)
-        like, outputs = problem.like, problem.outputs
-        if spec is None:
-            rows = torch.eye(outputs, dtype=like.dtype, device=like.device)
-        else:
-            rows = check_rows(spec, problem.batch, outputs, like)
-        if problem.batch == 0:
-            return Interval(problem.empty(rows.shape[-2]), problem.empty(rows.shape[-2]), problem.guarantee), rows
-        lower, upper, allowance = bound_rows(problem.run(), resolve(method), rows)
-    return Interval(lower - allowance, upper + allowance, problem.guarantee), rows
 
 
 def _limit(limit: float | Tensor | None, bounds: Interval, otherwise: float, name: str) -> Tensor:

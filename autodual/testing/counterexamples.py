@@ -168,7 +168,7 @@ def _replay(net: BoundModule, inputs: Any) -> Tensor:
 
 def _named(net: BoundModule, inputs: Any) -> dict[str, Any]:
     """Name the model's arguments."""
-    return {"x": inputs} if isinstance(inputs, Tensor) else dict(net._arguments(inputs))
+    return {"x": inputs} if isinstance(inputs, Tensor) else dict(net.arguments(inputs))
 
 
 def _example(inputs: Any, index: int, batch: int) -> Any:
