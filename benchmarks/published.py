@@ -119,7 +119,7 @@ def compare_alone(name: str, domain: Domain, model: nn.Module, x: Tensor, y: Ten
 
 
 @torch.no_grad()
-def radius(folder: argparse.Namespace, images: int = 100, points: int = 200, largest: float = 0.25) -> bool:
+def radius(folder: argparse.Namespace, images: int = 100, points: int = 200, largest: float = 0.2) -> bool:
     """Compare certified radii with a grid search; print both and tell whether all is well."""
     entry = PUBLISHED["mnist"]
     model = load_model(folder.models, entry)
