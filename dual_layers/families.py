@@ -93,6 +93,10 @@ class Relaxed(DualLayer):
         positive, negative = nu.clamp(min=0), nu.clamp(max=0)
         return tuple(lower * positive + upper * negative for lower, upper in zip(slopes.lower, slopes.upper, strict=True))
 
+    def push(self, slopes: tuple[Tensor, ...], points: tuple[Tensor, ...]) -> Tensor:
+        """Apply one side's slopes to one point per perturbed input; the points may have a leading axis of rows."""
+        return sum(slope * point for slope, point in zip(slopes, points, strict=True))
+
 
 class PiecewiseLinear(Relaxed):
     """A piecewise-linear function, element by element; a rule states ``breakpoints`` (and ``jumps``), nothing more.

@@ -6,6 +6,8 @@ relaxed element. The bounds are those of the backward walk, computed the other w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -66,29 +68,32 @@ class NoiseSymbols:
         self.directions[name], self.shifts[name] = {name: run.node(name, rows, lead=1)}, torch.zeros_like(value)
 
     def _affine(self, name: str) -> None:
-        run, layer, parents = self.run, self.run.layers[name], self.run.program.parents[name]
+        layer, parents = self.run.layers[name], self.run.program.parents[name]
         self.shifts[name] = layer.linear(*(self.shifts[parent] for parent in parents))
-        entry = {}
-        for owner in dict.fromkeys(owner for parent in parents for owner in self.directions[parent]):
-            known = [self.directions[parent].get(owner) for parent in parents]
-            count = next(len(rows) for rows in known if rows is not None)
-            tangents = [
-                torch.zeros(count, *point.shape, dtype=point.dtype, device=point.device) if rows is None else rows
-                for rows, point in zip(known, run.parents(name), strict=True)
-            ]
-            entry[owner] = torch.func.vmap(layer.linear)(*tangents)
-        self.directions[name] = entry
+        self.directions[name] = {owner: torch.func.vmap(layer.linear)(*rows) for owner, rows in self._arriving(name)}
 
     def _relaxed(self, name: str) -> None:
-        run, lines, parents = self.run, self.run.lines[name], self.run.program.parents[name]
-        shift = lines.shift
-        entry: dict[str, Tensor] = {}
-        for parent, slope in zip(parents, lines.slopes.lower, strict=True):
-            shift = shift + slope * self.shifts[parent]
-            for owner, rows in self.directions[parent].items():
-                entry[owner] = slope * rows if owner not in entry else entry[owner] + slope * rows
+        run, lines, layer = self.run, self.run.lines[name], self.run.layers[name]
+        slopes = lines.slopes.lower
+        entry = {owner: layer.push(slopes, rows) for owner, rows in self._arriving(name)}
         spread = run.examples(name, lines.spread)
         loose = (spread > 0).any(0).nonzero()[:, 0]
         if len(loose):
             entry[name] = run.node(name, torch.diag_embed(spread).movedim(1, 0)[loose], lead=1)
-        self.directions[name], self.shifts[name] = entry, shift
+        self.directions[name] = entry
+        self.shifts[name] = lines.shift + layer.push(slopes, tuple(self.shifts[p] for p in run.program.parents[name]))
+
+    def _arriving(self, name: str) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
+        """Yield the symbols that reach a node: their owner and their directions at each parent, zero where they do not."""
+        parents = self.run.program.parents[name]
+        for owner in dict.fromkeys(owner for parent in parents for owner in self.directions[parent]):
+            known = [self.directions[parent].get(owner) for parent in parents]
+            count = next(len(rows) for rows in known if rows is not None)
+            points = self.run.parents(name)
+            yield (
+                owner,
+                tuple(
+                    point.new_zeros(count, *point.shape) if rows is None else rows
+                    for rows, point in zip(known, points, strict=True)
+                ),
+            )

@@ -162,9 +162,8 @@ class Run:
         """Turn slopes into lines seen from the reference point."""
         layer, value = self.layers[name], self.values[name]
         offsets = layer.conjugate(slopes, box)
-        lower, upper = offsets.lower - value, offsets.upper - value
-        for point, below, above in zip(self.parents(name), slopes.lower, slopes.upper, strict=True):
-            lower, upper = lower + below * point, upper + above * point
+        lower = offsets.lower - value + layer.push(slopes.lower, self.parents(name))
+        upper = offsets.upper - value + layer.push(slopes.upper, self.parents(name))
         return Lines(slopes, lower.clamp(max=0), upper.clamp(min=0))
 
     def rows_per_chunk(self, name: str) -> int:
