@@ -17,10 +17,10 @@ EXTRAS = {"autodual.cli": {"rich", "matplotlib"}, "autodual.testing": {"hypothes
 LEVELS = (
     "dual_layers",
     "errors graph layout methods regions isolation origins operators primal specification report normalize",
-    "passes symbolic export trace",
+    "passes proxies leaves interception symbolic export trace",
     "compile validate",
     "bounds",
-    "explain radius network losses attacks",
+    "explain radius problem preparation network losses attacks",
     "training verify certificates estimators",
     "digits support testing",
     "cli",

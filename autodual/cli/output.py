@@ -7,6 +7,7 @@ import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -82,7 +83,8 @@ class Outcome:
 
 def table(outcomes: Sequence[Outcome], arguments: argparse.Namespace) -> Any:
     """Lay the totals out as a rich table, one line per radius."""
-    result = require("rich.table", "cli").Table(title=f"{arguments.model} on {arguments.data}, {len(outcomes[0].y)} examples")
+    title = f"{Path(arguments.model).name} on {arguments.data.name}\n{len(outcomes[0].y)} examples"
+    result = require("rich.table", "cli").Table(title=title)
     attack = ("accuracy\nattacked", "contra-\ndictions") if arguments.attack else ()
     headers = (
         f"eps\n{arguments.norm}",
