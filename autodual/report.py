@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from autodual.methods import Method
@@ -37,12 +38,12 @@ class Report:
         region: description of the region.
     """
 
-    certified: Tensor
+    certified: Bool[Tensor, " batch"]
     verdict: tuple[Verdict, ...]
-    predicted: Tensor
-    y: Tensor
-    margins: Tensor
-    allowance: Tensor
+    predicted: Int[Tensor, " batch"]
+    y: Int[Tensor, " batch"]
+    margins: Float[Tensor, "batch classes"]
+    allowance: Float[Tensor, "batch classes"]
     guarantee: Guarantee
     method: Method
     region: str
@@ -70,7 +71,9 @@ class Report:
         return self.summary()
 
 
-def certified_by(margins: Tensor, allowance: Tensor, y: Tensor) -> Tensor:
+def certified_by(
+    margins: Float[Tensor, "batch classes"], allowance: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]
+) -> Bool[Tensor, " batch"]:
     """Return which examples have every other margin finite and above its allowance; NaN and infinity fail."""
     positive = margins.isfinite() & allowance.isfinite() & (margins > allowance)
     own = F.one_hot(y, margins.shape[1]).bool()

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from autodual.errors import SpecificationError
 
 
-def margin_rows(y: Tensor, classes: int, like: Tensor) -> Tensor:
+def margin_rows(y: Int[Tensor, " batch"], classes: int, like: Tensor) -> Float[Tensor, "batch classes classes"]:
     """Return the rows ``e_y - e_j`` for every class j: ``[batch, classes, classes]``, zero at ``j = y`` (errata 16)."""
     identity = torch.eye(classes, dtype=like.dtype, device=like.device)
     return identity[y][:, None, :] - identity
@@ -37,7 +38,7 @@ def check_rows(spec: Tensor, batch: int, outputs: int, like: Tensor) -> Tensor:
     return spec.to(like)
 
 
-def check_labels(y: Any, batch: int, classes: int, device: torch.device) -> Tensor:
+def check_labels(y: Any, batch: int, classes: int, device: torch.device) -> Int[Tensor, " {batch}"]:
     """Check labels: one integer per example, ``0 <= y < classes``.
 
     Raises:

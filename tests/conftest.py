@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+# Shapes in annotations are checked while the tests run, before the modules that carry them are imported.
+_CHECKED = ["autodual.bounds", "autodual.specification", "autodual.report"]
+install_import_hook(_CHECKED, "beartype.beartype")
 
 DEVICES = ["cpu"] + [
     name for name in ("cuda", "mps") if getattr(torch.backends, name, None) and getattr(torch, name).is_available()

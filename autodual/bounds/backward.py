@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from autodual.bounds.run import Lines, Run
@@ -29,12 +30,12 @@ class Deviation:
         magnitude: sum of the magnitudes of the terms on the way, the scale of float rounding, when asked for.
     """
 
-    lower: Tensor
-    upper: Tensor | None
-    magnitude: Tensor | None
+    lower: Float[Tensor, "rows batch"]
+    upper: Float[Tensor, "rows batch"] | None
+    magnitude: Float[Tensor, "rows batch"] | None
 
 
-def backward(run: Run, target: str, nu: Tensor, *, magnitude: bool = False) -> Deviation:
+def backward(run: Run, target: str, nu: Float[Tensor, " rows *node"], *, magnitude: bool = False) -> Deviation:
     """Walk rows of ``nu`` from a node to the inputs.
 
     Args:
@@ -109,7 +110,9 @@ def _add_input(run: Run, name: str, nu: Tensor, total: Deviation) -> None:
         total.magnitude = total.magnitude + _contract(run, name, nu.abs(), run.values[name].abs())
 
 
-def _contract(run: Run, name: str, nu: Tensor, weight: Tensor) -> Tensor:
+def _contract(
+    run: Run, name: str, nu: Float[Tensor, " rows *shared"], weight: Float[Tensor, " *node"]
+) -> Float[Tensor, "rows batch"]:
     """Sum ``nu * weight`` over a node's elements: ``[rows, *node]`` and ``[*node]`` to ``[rows, batch]``."""
     rows, weights = run.examples(name, nu, lead=1), run.examples(name, weight)
     if rows.shape[1] == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from autodual.bounds.intermediate import in_chunks, relax
@@ -13,7 +14,9 @@ ROUNDINGS = 16
 """Float allowance: this multiple of (nonlinear nodes + 2) roundoffs times the sum of the magnitudes that make up a bound."""
 
 
-def bound_rows(run: Run, method: Method, spec: Tensor | None, *, lower_only: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+def bound_rows(
+    run: Run, method: Method, spec: Tensor | None, *, lower_only: bool = False
+) -> tuple[Float[Tensor, "batch rows"], Float[Tensor, "batch rows"], Float[Tensor, "batch rows"]]:
     """Bound linear functions of the output.
 
     Args:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from autodual.compile import Program
@@ -174,7 +175,7 @@ class Run:
         return max(1, self.budget // (live * widest * max(self.batch, 1) * value.element_size()))
 
 
-def identity_rows(width: int, rows: Tensor, like: Tensor) -> Tensor:
+def identity_rows(width: int, rows: Int[Tensor, " rows"], like: Tensor) -> Float[Tensor, "rows 1 {width}"]:
     """Return one-hot rows ``[len(rows), 1, width]``."""
     seeds = torch.zeros(len(rows), 1, width, dtype=like.dtype, device=like.device)
     seeds[torch.arange(len(rows), device=like.device), 0, rows] = 1
