@@ -508,7 +508,7 @@ def test_what_symbolic_tracing_cannot_follow_names_the_line(body):
 class Library(nn.Module):
     def __init__(self):
         super().__init__()
-        self.attention, self.rnn, self.soft = nn.MultiheadAttention(4, 2, batch_first=True), nn.GRU(4, 4), nn.Softplus()
+        self.attention, self.rnn, self.soft = nn.MultiheadAttention(4, 2, batch_first=True), nn.GRU(4, 4), nn.Softmin(-1)
 
     def forward(self, x):
         y, _ = self.attention(x, x, x)  # attention

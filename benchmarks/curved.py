@@ -1,0 +1,161 @@
+"""Tightness and soundness of the smooth rules: our lines against the best pair of lines of the same kind.
+
+For every rule 1,000 random intervals of all widths in its domain. *Parallel*: the gap of our two lines over the smallest gap
+that any slope has. *Adaptive*: the area between our two lines over the smallest area between any line above and any line
+below. Both minima are convex in the slope and found by golden sections on a grid of the interval, so they are lower
+bounds of what is possible. *Outside*: points of a grid of 10,000 that lie beyond a line or the interval, beyond rounding.
+
+    python benchmarks/curved.py [--seed 0] [--intervals 1000] [RULE ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.common import machine, table
+from dual_layers import Choice, DualLayer, Interval, Offsets, RuleSample, Slopes, registered_rules
+from dual_layers.smooth import Smooth
+
+CHOICES: tuple[Choice, ...] = ("parallel", "adaptive")
+
+
+@dataclass(frozen=True)
+class Tightness:
+    """What one rule showed on its intervals.
+
+    Attributes:
+        ratios: our gap (parallel) or area (adaptive) over the smallest possible one, per choice and interval.
+        outside: points beyond a line or the interval.
+        points: points tried.
+        loose: largest distance of an end of the interval from the grid's extreme, relative to the range.
+    """
+
+    ratios: dict[Choice, Tensor]
+    outside: int
+    points: int
+    loose: float
+
+
+def curved_rules() -> list[tuple[type[DualLayer], RuleSample]]:
+    """List the smooth rules, each with its first good sample and every other one whose arguments change the function."""
+    found = []
+    for rule in registered_rules():
+        samples = [sample for sample in rule.samples() if sample.error is None] if issubclass(rule, Smooth) else []
+        kinds = {str(vars(rule(sample.call).arguments) if _named(rule) else ""): sample for sample in reversed(samples)}
+        found += [(rule, sample) for sample in reversed(kinds.values())]
+    return found
+
+
+def _named(rule: type[DualLayer]) -> bool:
+    return rule.parameters is not DualLayer.parameters
+
+
+def intervals(sample: RuleSample, count: int, generator: torch.Generator) -> Interval:
+    """Draw intervals inside a sample's range, widths spread over four orders of magnitude."""
+    draw = lambda: torch.rand(count, generator=generator, dtype=torch.float64)  # noqa: E731
+    center = sample.low + (sample.high - sample.low) * draw()
+    radius = (sample.high - sample.low) / 2 * 10 ** (-4 * draw())
+    return Interval((center - radius).clamp(min=sample.low), (center + radius).clamp(max=sample.high))
+
+
+def measure(layer: Smooth, box: Interval, points: int = 10_000, grid: int = 1_000) -> Tightness:
+    """Compare a layer's lines on these intervals with the best ones, and with the function itself."""
+    coarse = places(box, grid)
+    values, middle = layer.forward(coarse), box.center
+    best = {
+        "parallel": _least(lambda a: _highest(coarse, values, a) - _lowest(coarse, values, a), coarse, values),
+        "adaptive": _least(lambda a: _highest(coarse, values, a) + a * middle, coarse, values)
+        + _least(lambda a: -_lowest(coarse, values, a) - a * middle, coarse, values),
+    }
+    ratios, outside, chosen = {}, 0, {}
+    for choice in CHOICES:
+        slopes = layer.slopes((box,), choice)
+        chosen[choice] = slopes, (offsets := layer.conjugate(slopes, (box,)))
+        height = (slopes.upper[0] - slopes.lower[0]) * middle + offsets.upper - offsets.lower
+        rounding = 64 * torch.finfo(height.dtype).eps * (1 + values.abs().amax(0) + (slopes.upper[0] * middle).abs())
+        ratios[choice] = (height / torch.maximum(best[choice], rounding)).where(height > 10 * rounding, torch.ones_like(height))
+    ends = layer.interval(box)
+    for part in places(box, points).split(500):
+        found = layer.forward(part)
+        outside += _beyond(found, ends.lower, ends.upper)
+        outside += sum(_beyond_lines(part, found, *pair) for pair in chosen.values())
+    spread = (values.amax(0) - values.amin(0)).clamp(min=1e-9)
+    loose = torch.maximum((values.amin(0) - ends.lower) / spread, (ends.upper - values.amax(0)) / spread)
+    return Tightness(ratios, outside, points * box.lower.numel(), loose.max().item())
+
+
+def places(box: Interval, count: int) -> Tensor:
+    """Spread points over intervals, ends included: ``[count, intervals]``."""
+    shares = torch.linspace(0, 1, count, dtype=box.lower.dtype)[:, None]
+    z = box.lower + shares * (box.upper - box.lower)
+    return torch.minimum(torch.maximum(z, box.lower), box.upper)
+
+
+def _highest(z: Tensor, values: Tensor, slope: Tensor) -> Tensor:
+    return (values - slope * z).amax(0)
+
+
+def _lowest(z: Tensor, values: Tensor, slope: Tensor) -> Tensor:
+    return (values - slope * z).amin(0)
+
+
+def _least(cost: Callable[[Tensor], Tensor], z: Tensor, values: Tensor, steps: int = 60) -> Tensor:
+    """Minimise a convex function of the slope between the flattest and the steepest chord of neighbours."""
+    rates = (values[1:] - values[:-1]) / (z[1:] - z[:-1])
+    left, right = rates.amin(0), rates.amax(0)
+    golden = 0.6180339887498949
+    for _ in range(steps):
+        first, second = right - golden * (right - left), left + golden * (right - left)
+        lower = cost(first) < cost(second)
+        left, right = torch.where(lower, left, first), torch.where(lower, second, right)
+    return cost((left + right) / 2)
+
+
+def _beyond(values: Tensor, lower: Tensor, upper: Tensor) -> int:
+    """Count values outside; NaN is outside. The allowance is the rounding of the values themselves, 4 units."""
+    allowance = 4 * torch.finfo(values.dtype).eps * values.abs()
+    return int((~((values >= lower - allowance) & (values <= upper + allowance))).sum())
+
+
+def _beyond_lines(z: Tensor, values: Tensor, slopes: Slopes, offsets: Offsets) -> int:
+    lines = [slope * z + offset for slope, offset in ((slopes.lower[0], offsets.lower), (slopes.upper[0], offsets.upper))]
+    allowance = (
+        4 * torch.finfo(values.dtype).eps * (values.abs() + sum((slope[0] * z).abs() for slope in vars(slopes).values()))
+    )
+    return int((~((values >= lines[0] - allowance) & (values <= lines[1] + allowance))).sum())
+
+
+def main() -> int:
+    """Print one line per rule; the exit status tells whether a line was crossed or a median ratio exceeds 1.05."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rules", nargs="*", metavar="RULE", help="names of rules; default: all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--intervals", type=int, default=1_000)
+    options = parser.parse_args()
+    rows, bad, start = [], False, time.perf_counter()
+    for rule, sample in curved_rules():
+        if options.rules and rule.__name__ not in options.rules:
+            continue
+        box = intervals(sample, options.intervals, torch.Generator().manual_seed(options.seed))
+        found = measure(rule(sample.call), box)
+        row = [rule.__name__, sample.label]
+        for choice in CHOICES:
+            ratios = found.ratios[choice]
+            row += [f"{ratios.median():.3f}", f"{ratios.quantile(0.95):.3f}", f"{ratios.max():.3f}"]
+            bad |= not ratios.median() <= 1.05
+        bad |= found.outside > 0
+        rows.append([*row, f"{found.loose:.0e}", f"{found.outside}"])
+    kinds = [f"{choice} {figure}" for choice in CHOICES for figure in ("median", "95 %", "worst")]
+    print(table(["rule", "sample", *kinds, "interval", "outside"], rows))
+    print(f"{options.intervals} intervals each, seed {options.seed}, {time.perf_counter() - start:.0f} s, {machine()}")
+    return int(bad)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

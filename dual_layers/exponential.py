@@ -1,0 +1,446 @@
+"""Exponentials, logarithms and powers."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dual_layers.contract import INPUT, Call, Facts, Interval, RuleSample, Slot, slots
+from dual_layers.refusals import unless_only
+from dual_layers.registry import register
+from dual_layers.smooth import Piece, Smooth
+from dual_layers.spellings import spellings
+
+aten = torch.ops.aten
+_TANGENTS = "thesis, Theorem 3 (eq. 3.42), on tangents"
+_EVERYWHERE = (Piece(-torch.inf, torch.inf, True),)
+
+
+class Exponential(Smooth):
+    """``base ** z - shift``. Abstract."""
+
+    facts: ClassVar[Facts] = Facts(monotone=True, convex=True, positionwise=True)
+    base: ClassVar[float] = math.e
+    shift: ClassVar[float] = 0.0
+
+    def derivative(self, z: Tensor) -> Tensor:
+        """Return ``log(base) * base ** z``."""
+        return math.log(self.base) * torch.exp(math.log(self.base) * z)
+
+    def error(self, z: Tensor) -> float:
+        """Return the size of what is subtracted."""
+        return self.shift
+
+    def pieces(self, box: Interval) -> tuple[Piece, ...]:
+        """Return the whole axis: convex."""
+        return _EVERYWHERE
+
+    def turning(self, slope: Tensor, pieces: tuple[Piece, ...]) -> tuple[Tensor, ...]:
+        """Return a logarithm of the slope."""
+        return (torch.log(slope.clamp(min=0) / math.log(self.base)) / math.log(self.base),)
+
+
+@register(*spellings("exp"))
+class DualExp(Exponential):
+    """Exponential. Source: convexity; thesis, Theorem 3 (eq. 3.42), on tangents.
+
+    Example:
+        >>> box = Interval(torch.tensor([0.0]), torch.tensor([1000.0]))
+        >>> DualExp(Call(torch.exp)).interval(box).upper.item()
+        inf
+    """
+
+    source: ClassVar[str] = _TANGENTS
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield the spellings, near zero and far from it."""
+        yield RuleSample("function", Call(torch.exp), ((2, 3),), low=-5.0, high=4.0)
+        yield RuleSample("method", Call("exp"), ((2, 3),))
+        yield RuleSample("aten", Call(aten.exp.default), ((3, 2, 2),), low=-3.0, high=1.0)
+
+
+@register(*spellings("exp2"), torch.special.exp2)
+class DualExp2(Exponential):
+    """Powers of two, ``2 ** z``. Source: as the exponential."""
+
+    source: ClassVar[str] = _TANGENTS
+    base: ClassVar[float] = 2.0
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield the spellings."""
+        yield RuleSample("function", Call(torch.exp2), ((2, 3),), low=-5.0, high=4.0)
+
+
+@register(*spellings("expm1"), torch.special.expm1)
+class DualExpm1(Exponential):
+    """Exponential less one. Source: as the exponential."""
+
+    source: ClassVar[str] = _TANGENTS
+    shift: ClassVar[float] = 1.0
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield the spellings."""
+        yield RuleSample("function", Call(torch.expm1), ((2, 3),), low=-5.0, high=4.0)
+
+
+class Logarithm(Smooth):
+    """A logarithm of ``z + shift``. Abstract.
+
+    A box that reaches below ``-shift`` leaves the domain: nothing is said there, both ends are infinite.
+    """
+
+    facts: ClassVar[Facts] = Facts(monotone=True, positionwise=True)
+    base: ClassVar[float] = math.e
+    shift: ClassVar[float] = 0.0
+
+    def domain(self) -> tuple[float, float]:
+        """Return everything from the pole on."""
+        return -self.shift, torch.inf
+
+    def derivative(self, z: Tensor) -> Tensor:
+        """Return ``1 / (z + shift)``, in units of the base."""
+        return 1 / (math.log(self.base) * (z + self.shift))
+
+    def error(self, z: Tensor) -> float:
+        """Return 1: the logarithm of a number near 1 is as uncertain as that number."""
+        return 1.0
+
+    def pieces(self, box: Interval) -> tuple[Piece, ...]:
+        """Return the domain: concave."""
+        return (Piece(-self.shift, torch.inf, False),)
+
+    def turning(self, slope: Tensor, pieces: tuple[Piece, ...]) -> tuple[Tensor, ...]:
+        """Return ``1 / slope - shift``."""
+        return (1 / (math.log(self.base) * slope.clamp(min=0)) - self.shift,)
+
+
+@register(*spellings("log"))
+class DualLog(Logarithm):
+    """Natural logarithm; infinite bounds where the input may be negative. Source: concavity; thesis, eq. 3.42."""
+
+    source: ClassVar[str] = _TANGENTS
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield the spellings inside the domain."""
+        yield RuleSample("function", Call(torch.log), ((2, 3),), low=0.2, high=9.0)
+        yield RuleSample("method", Call("log"), ((2, 3),), low=0.5, high=2.0)
+        yield RuleSample("aten", Call(aten.log.default), ((3,),), low=1.0, high=30.0)
+
+
+@register(*spellings("log2"))
+class DualLog2(Logarithm):
+    """Logarithm to base two. Source: as the natural logarithm."""
+
+    source: ClassVar[str] = _TANGENTS
+    base: ClassVar[float] = 2.0
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield the spellings inside the domain."""
+        yield RuleSample("function", Call(torch.log2), ((2, 3),), low=0.2, high=9.0)
+
+
+@register(*spellings("log10"))
+class DualLog10(Logarithm):
+    """Logarithm to base ten. Source: as the natural logarithm."""
+
+    source: ClassVar[str] = _TANGENTS
+    base: ClassVar[float] = 10.0
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield the spellings inside the domain."""
+        yield RuleSample("function", Call(torch.log10), ((2, 3),), low=0.2, high=9.0)
+
+
+@register(*spellings("log1p"), torch.special.log1p)
+class DualLog1p(Logarithm):
+    """Logarithm of one plus the input. Source: as the natural logarithm."""
+
+    source: ClassVar[str] = _TANGENTS
+    shift: ClassVar[float] = 1.0
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield the spellings inside the domain."""
+        yield RuleSample("function", Call(torch.log1p), ((2, 3),), low=-0.8, high=9.0)
+
+
+class Power(Smooth):
+    """``z ** exponent`` with a constant exponent. Abstract.
+
+    Whole exponents are defined for every ``z``, others for ``z >= 0``; negative ones have a pole at zero, and a box that
+    touches it gets infinite bounds.
+    """
+
+    facts: ClassVar[Facts] = Facts(positionwise=True)
+
+    @property
+    def exponent(self) -> float:
+        """The constant."""
+        raise NotImplementedError
+
+    @property
+    def _whole(self) -> bool:
+        return float(self.exponent).is_integer()
+
+    def poles(self) -> tuple[float, ...]:
+        """Return zero for a negative exponent."""
+        return (0.0,) if self.exponent < 0 else ()
+
+    def domain(self) -> tuple[float, float]:
+        """Return the whole axis for a whole exponent, else its non-negative half."""
+        return (-torch.inf if self._whole else 0.0), torch.inf
+
+    def derivative(self, z: Tensor) -> Tensor:
+        """Return ``p z ** (p - 1)``."""
+        if self.exponent == 0:
+            return torch.zeros_like(z)
+        return self.exponent * z ** (self.exponent - 1)
+
+    def pieces(self, box: Interval) -> tuple[Piece, ...]:
+        """Return the side right of zero, and for whole exponents the one left of it, or both at once if that is convex."""
+        p = self.exponent
+        bent = p * (p - 1) >= 0
+        if not self._whole:
+            return (Piece(0.0, torch.inf, bent),)
+        if p in (0, 1):
+            return (Piece(-torch.inf, torch.inf, None),)
+        if p > 0 and p % 2 == 0:
+            return _EVERYWHERE
+        return Piece(-torch.inf, 0.0, p % 2 == 0), Piece(0.0, torch.inf, True)
+
+    def turning(self, slope: Tensor, pieces: tuple[Piece, ...]) -> tuple[Tensor, ...]:
+        """Return roots of the slope."""
+        p = self.exponent
+        if p in (0, 1):
+            return (slope,)
+        ratio = slope / p
+        if len(pieces) == 1 and self._whole:  # an even power: its derivative is odd
+            return (ratio.sign() * ratio.abs() ** (1 / (p - 1)),)
+        right = ratio.clamp(min=0).abs() ** (1 / (p - 1))
+        if len(pieces) == 1:
+            return (right,)
+        left = (ratio if p % 2 else -ratio).clamp(min=0).abs() ** (1 / (p - 1))
+        return -left, right
+
+
+@register(*spellings("square"))
+class DualSquare(Power):
+    """Square. Source: convexity; thesis, Theorem 3 (eq. 3.42), on tangents."""
+
+    facts: ClassVar[Facts] = Facts(convex=True, positionwise=True)
+    source: ClassVar[str] = _TANGENTS
+
+    @property
+    def exponent(self) -> float:
+        """Two."""
+        return 2
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield the spellings."""
+        yield RuleSample("function", Call(torch.square), ((2, 3),))
+        yield RuleSample("method", Call("square"), ((2, 3, 2, 2),), low=-1.0, high=3.0)
+
+
+@register(*spellings("sqrt"))
+class DualSqrt(Power):
+    """Square root; infinite bounds where the input may be negative. Source: concavity; thesis, eq. 3.42."""
+
+    facts: ClassVar[Facts] = Facts(monotone=True, positionwise=True)
+    source: ClassVar[str] = _TANGENTS
+
+    @property
+    def exponent(self) -> float:
+        """One half."""
+        return 0.5
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield the spellings inside the domain."""
+        yield RuleSample("function", Call(torch.sqrt), ((2, 3),), low=0.05, high=9.0)
+        yield RuleSample("method", Call("sqrt"), ((2, 3),), low=1.0, high=30.0)
+
+
+@register(*spellings("rsqrt"))
+class DualRsqrt(Power):
+    """One over the square root; infinite bounds where the input may reach zero. Source: convexity; thesis, eq. 3.42."""
+
+    facts: ClassVar[Facts] = Facts(convex=True, positionwise=True)
+    source: ClassVar[str] = _TANGENTS
+
+    @property
+    def exponent(self) -> float:
+        """Minus one half."""
+        return -0.5
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield the spellings inside the domain."""
+        yield RuleSample("function", Call(torch.rsqrt), ((2, 3),), low=0.1, high=9.0)
+        yield RuleSample("method", Call("rsqrt"), ((2, 3),), low=1.0, high=50.0)
+
+
+@register(*spellings("reciprocal"))
+class DualReciprocal(Power):
+    """One over the input; infinite bounds where that may be zero. Source: convexity; thesis, eq. 3.42."""
+
+    source: ClassVar[str] = _TANGENTS
+
+    @property
+    def exponent(self) -> float:
+        """Minus one."""
+        return -1
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield both sides of the pole."""
+        yield RuleSample("positive", Call(torch.reciprocal), ((2, 3),), low=0.2, high=9.0)
+        yield RuleSample("negative", Call("reciprocal"), ((2, 3),), low=-4.0, high=-0.5)
+
+
+@register(operator.pow, "__pow__", *spellings("pow"))
+class DualPow(Power):
+    """A constant power. Source: as the square, the square root and the reciprocal, which are special cases."""
+
+    source: ClassVar[str] = _TANGENTS
+
+    @classmethod
+    def refuse(cls, call: Call) -> str | None:
+        """Refuse all but a number for an exponent."""
+        wrong = unless_only(cls, call, "input")
+        if wrong:
+            return wrong
+        given = cls(call).arguments
+        if not isinstance(given.exponent, (int, float)):
+            return "the exponent must be a Python number"
+        return None if slots(given.input) else "the base must depend on the input"
+
+    @staticmethod
+    def parameters(input: Any, exponent: Any) -> dict[str, Any]:
+        """Name the arguments of ``torch.pow``."""
+        return {"input": input, "exponent": exponent}
+
+    @property
+    def exponent(self) -> float:
+        """The argument."""
+        return self.arguments.exponent
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield exponents of every kind, and what is another operator."""
+        yield RuleSample("square", Call(operator.pow, (INPUT, 2)), ((2, 3),), low=-3.0, high=4.0)
+        yield RuleSample("cube", Call(torch.pow, (INPUT, 3)), ((2, 3),), low=-3.0, high=4.0)
+        yield RuleSample("fourth power", Call("pow", (INPUT, 4)), ((2, 3),), low=-2.0, high=1.5)
+        yield RuleSample("fifth power", Call(aten.pow.Tensor_Scalar, (INPUT, 5.0)), ((2, 3),), low=-2.0, high=1.5)
+        yield RuleSample("root", Call("__pow__", (INPUT, 0.5)), ((2, 3),), low=0.1, high=4.0)
+        yield RuleSample("steep", Call(torch.pow, (INPUT,), {"exponent": 2.5}), ((2, 3),), low=0.1, high=3.0)
+        yield RuleSample("inverse", Call("pow", (INPUT, -1)), ((2, 3),), low=-4.0, high=-0.5)
+        yield RuleSample("inverse square", Call("pow", (INPUT, -2)), ((2, 3),), low=-4.0, high=-0.5)
+        yield RuleSample("inverse cube of a root", Call("pow", (INPUT, -1.5)), ((2, 3),), low=0.3, high=4.0)
+        yield RuleSample("itself", Call("pow", (INPUT, 1)), ((2, 3),))
+        yield RuleSample("constant", Call("pow", (INPUT, 0)), ((2, 3),))
+        call, wrong = Call(torch.pow, (INPUT, Slot(1))), "exponent must not depend on the input"
+        yield RuleSample("perturbed exponent", call, ((2, 3), ()), error=ValueError, message=wrong)
+        call, wrong = Call(torch.pow, (2.0, INPUT)), "exponent must not depend on the input"
+        yield RuleSample("constant base", call, ((2, 3),), error=ValueError, message=wrong)
+        call, wrong = Call(torch.pow, (INPUT, torch.tensor([1.0, 2.0, 3.0]))), "must be a Python number"
+        yield RuleSample("one exponent per element", call, ((2, 3),), error=ValueError, message=wrong)
+
+
+@register(nn.Softplus, *spellings("softplus"))
+class DualSoftplus(Smooth):
+    """Softplus, ``log(1 + exp(beta z)) / beta``, and ``z`` itself where ``beta z`` exceeds a threshold.
+
+    The function steps down by ``log(1 + exp(-threshold)) / beta`` there, 2e-9 by default; the offsets know both limits.
+    Source: convexity; thesis, Theorem 3 (eq. 3.42), on tangents.
+    """
+
+    source: ClassVar[str] = _TANGENTS
+
+    @classmethod
+    def refuse(cls, call: Call) -> str | None:
+        """Refuse perturbed arguments, and a beta of the wrong sign."""
+        wrong = unless_only(cls, call, "input")
+        return wrong or (None if cls(call).arguments.beta > 0 else "beta must be positive")
+
+    @staticmethod
+    def parameters(input: Any, beta: float = 1, threshold: float = 20) -> dict[str, Any]:
+        """Name the arguments of ``F.softplus``."""
+        return {"input": input, "beta": beta, "threshold": threshold}
+
+    @staticmethod
+    def from_module(module: nn.Softplus, input: Any) -> dict[str, Any]:
+        """Read the arguments off the module."""
+        return {"input": input, "beta": module.beta, "threshold": module.threshold}
+
+    @property
+    def _edge(self) -> float:
+        return self.arguments.threshold / self.arguments.beta
+
+    def derivative(self, z: Tensor) -> Tensor:
+        """Return the logistic function, and 1 beyond the threshold."""
+        given = self.arguments
+        return torch.where(given.beta * z > given.threshold, 1.0, torch.sigmoid(given.beta * z))
+
+    def pieces(self, box: Interval) -> tuple[Piece, ...]:
+        """Return both sides of the threshold."""
+        return Piece(-torch.inf, self._edge, True), Piece(self._edge, torch.inf, None)
+
+    def jumps(self) -> tuple[tuple[float, float, float], ...]:
+        """Return the step at the threshold."""
+        edge, given = self._edge, self.arguments
+        step = math.log1p(math.exp(-abs(given.threshold))) / given.beta
+        return ((edge, max(edge, 0.0) + step, edge),)
+
+    def turning(self, slope: Tensor, pieces: tuple[Piece, ...]) -> tuple[Tensor, ...]:
+        """Return the log-odds of the slope."""
+        return torch.logit(slope.clamp(0, 1)) / self.arguments.beta, slope
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield the spellings and other arguments."""
+        yield RuleSample("module", Call(nn.Softplus()), ((2, 3),))
+        yield RuleSample("function", Call(F.softplus, (INPUT, 2)), ((2, 3),), low=-3.0, high=4.0)
+        yield RuleSample("steep", Call(nn.Softplus(beta=3.0)), ((2, 3),))
+        yield RuleSample("low threshold", Call(F.softplus, (INPUT, 1, 2.5)), ((3, 4),), low=-3.0, high=6.0)
+        yield RuleSample("aten", Call(aten.softplus.default), ((3,),))
+        call, wrong = Call(F.softplus, (INPUT, -1.0)), "beta must be positive"
+        yield RuleSample("negative beta", call, ((2, 3),), error=ValueError, message=wrong)
+
+
+@register(nn.LogSigmoid, *spellings("logsigmoid", "log_sigmoid"))
+class DualLogSigmoid(Smooth):
+    """Logarithm of the logistic function. Source: concavity; thesis, Theorem 3 (eq. 3.42), on tangents."""
+
+    facts: ClassVar[Facts] = Facts(monotone=True, positionwise=True)
+    source: ClassVar[str] = _TANGENTS
+
+    def derivative(self, z: Tensor) -> Tensor:
+        """Return the logistic function of ``-z``."""
+        return torch.sigmoid(-z)
+
+    def pieces(self, box: Interval) -> tuple[Piece, ...]:
+        """Return the whole axis: concave."""
+        return (Piece(-torch.inf, torch.inf, False),)
+
+    def turning(self, slope: Tensor, pieces: tuple[Piece, ...]) -> tuple[Tensor, ...]:
+        """Return minus the log-odds of the slope."""
+        return (-torch.logit(slope.clamp(0, 1)),)
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield the spellings."""
+        yield RuleSample("module", Call(nn.LogSigmoid()), ((2, 3),))
+        yield RuleSample("function", Call(F.logsigmoid), ((2, 3),), low=-3.0, high=4.0)
