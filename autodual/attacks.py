@@ -180,10 +180,7 @@ class Problem:
 
     def outputs(self, points: Mapping[Key, Tensor]) -> Tensor:
         """Run the model."""
-        arguments = self.form(points)
-        if isinstance(arguments, dict):
-            return self.model(**arguments)
-        return self.model(*arguments) if isinstance(arguments, tuple) else self.model(arguments)
+        return run_on_copies(self.model, self.form(points))
 
     def start(self, generator: torch.Generator | None, *, random: bool) -> dict[Key, Tensor]:
         """Return the centre, or a random point, of every region."""
@@ -322,6 +319,17 @@ def _better(
     wins = value < best[0]
     kept = {key: torch.where(_per_example(wins, point), point, best[1][key]) for key, point in points.items()}
     return torch.where(wins, value, best[0]), kept
+
+
+def run_on_copies(model: Callable[..., Tensor], inputs: Inputs) -> Tensor:
+    """Run a model on copies of its arguments, which it may write into; gradients still reach the originals."""
+
+    def copy(value: Any) -> Any:
+        return value.clone() if isinstance(value, Tensor) else value
+
+    if isinstance(inputs, Mapping):
+        return model(**{key: copy(value) for key, value in inputs.items()})
+    return model(*map(copy, inputs)) if isinstance(inputs, tuple) else model(copy(inputs))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autodual.attacks import Problem, Search, evaluation, functional, pgd
+from autodual.attacks import Problem, Search, evaluation, functional, pgd, run_on_copies
 from autodual.network import BoundModule
 from autodual.regions import Region
 
@@ -161,9 +161,7 @@ def _generator(like: Tensor) -> torch.Generator:
 def _replay(net: BoundModule, inputs: Any) -> Tensor:
     """Run the model on one example alone."""
     with evaluation(net.model):
-        if isinstance(inputs, dict):
-            return net.model(**inputs)
-        return net.model(*inputs) if isinstance(inputs, tuple) else net.model(inputs)
+        return run_on_copies(net.model, inputs)
 
 
 def _named(net: BoundModule, inputs: Any) -> dict[str, Any]:

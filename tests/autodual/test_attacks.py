@@ -168,3 +168,30 @@ def test_margins():
         minimize(nn.Linear(2, 2), torch.zeros(1, 2), LInf(0.1), torch.zeros(0, 2))
     with pytest.raises(SpecificationError, match="restarts"):
         pgd(nn.Linear(2, 2), torch.zeros(1, 2), torch.zeros(1, dtype=torch.long), LInf(0.1), restarts=0)
+
+
+class WritesIntoItsInputs(nn.Module):
+    """What users do to save memory."""
+
+    def forward(self, x, shift=None):
+        x -= 0.5
+        torch.relu_(x)
+        if shift is not None:
+            shift *= 2.0
+            x = x + shift
+        return torch.stack([x.sum(1), -x.sum(1)], 1)
+
+
+def test_a_model_may_write_into_its_inputs():
+    x, y = uniform(3, 6), torch.tensor([0, 1, 0])
+    given = x.clone()
+    for model in (nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 3).double()), WritesIntoItsInputs()):
+        for z in (pgd(model, x, y, LInf(0.1), steps=3, restarts=2), fgsm(model, x, y, LInf(0.1))):
+            assert LInf(0.1).contains(given, z, 1e-9).all()
+        minimize(model, x, LInf(0.1), torch.eye(2 if isinstance(model, WritesIntoItsInputs) else 3), steps=3)
+        assert torch.equal(x, given)
+    shift = uniform(3, 6, seed=1)
+    kept = shift.clone()
+    for inputs in ((x, shift), {"x": x, "shift": shift}):
+        pgd(WritesIntoItsInputs(), inputs, y, {"x": LInf(0.1)}, steps=2)
+        assert torch.equal(shift, kept)

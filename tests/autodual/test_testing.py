@@ -182,3 +182,16 @@ def test_without_hypothesis(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ImportError, match=r"pip install 'autodual\[testing\]'"):
         regions()
+
+
+def test_a_counterexample_of_a_model_that_writes_into_its_input():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 3)).eval()
+    x, region = torch.randn(3, 4), autodual.LInf(3.0)
+    y = model(x.clone()).argmax(1)
+    with pytest.raises(NotCertifiedError) as caught:
+        assert_certified(model, x, y, region)
+    found = caught.value.counterexample
+    assert (found.inputs < 0).any()
+    assert region.contains(x, found.inputs.expand(3, -1), 1e-5)[found.index]
+    assert model(found.inputs.clone()).argmax() != y[found.index]
