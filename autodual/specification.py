@@ -22,7 +22,7 @@ def check_rows(spec: Tensor, batch: int, outputs: int, like: Tensor) -> Tensor:
     """Check linear functionals of the outputs: ``(rows, outputs)`` or ``(batch, rows, outputs)``.
 
     Raises:
-        SpecificationError: wrong type, width or batch, or NaN.
+        SpecificationError: wrong type, width, batch or device, or NaN.
     """
     if not isinstance(spec, Tensor):
         raise SpecificationError(
@@ -32,6 +32,10 @@ def check_rows(spec: Tensor, batch: int, outputs: int, like: Tensor) -> Tensor:
     if not fits:
         raise SpecificationError(
             f"spec must have shape (rows, {outputs}) or ({batch}, rows, {outputs}), got {tuple(spec.shape)}"
+        )
+    if spec.device != like.device:
+        raise SpecificationError(
+            f"spec is on {spec.device} but the input is on {like.device}: use spec.to({str(like.device)!r})"
         )
     if not spec.isfinite().all():
         raise SpecificationError("spec contains NaN or infinity")
@@ -44,7 +48,7 @@ def check_labels(y: Any, batch: int, classes: int, device: torch.device) -> Int[
     Raises:
         SpecificationError: wrong type or count, or a label out of range.
     """
-    y = torch.as_tensor(y, device=device)
+    y = _as_labels(y, device)
     if y.ndim == 0 and batch == 1:
         y = y[None]
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
@@ -56,6 +60,18 @@ def check_labels(y: Any, batch: int, classes: int, device: torch.device) -> Int[
         i = int(bad[0])
         raise SpecificationError(f"label y[{i}] = {int(y[i])} is out of range: the model has {classes} outputs")
     return y.long()
+
+
+def _as_labels(y: Any, device: torch.device) -> Tensor:
+    """Turn whatever was given as labels into a tensor that has values."""
+    try:
+        y = torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError) as error:
+        found = type(y).__name__ if y is not None else "None"
+        raise SpecificationError(f"y must hold one integer class label per example, got {found}: {error}") from error
+    if y.is_meta:
+        raise SpecificationError(f"y is a meta tensor of shape {tuple(y.shape)}: it has no values; labels must be known")
+    return y.to(device)
 
 
 def check_inputs(arguments: Mapping[str, Any], perturbed: tuple[str, ...], like: Tensor | None) -> None:
@@ -84,7 +100,7 @@ def check_inputs(arguments: Mapping[str, Any], perturbed: tuple[str, ...], like:
             )
         if like is not None and like.is_floating_point() and x.dtype != like.dtype:
             raise SpecificationError(f"{name} has dtype {x.dtype} but the model has {like.dtype}: use {name}.to({like.dtype})")
-        bad = (~x.isfinite()).flatten(1).any(1).nonzero() if x.numel() else []
+        bad = (~x.isfinite()).reshape(len(x), -1).any(1).nonzero() if x.numel() else []
         if len(bad):
             raise SpecificationError(f"{name} contains NaN or infinity, first in example {int(bad[0])}")
         sizes[name] = len(x)
