@@ -7,11 +7,12 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from autodual.regions.checks import check_input
+from autodual.regions.checks import check_input, check_support, describe
 from autodual.regions.supports import dot
 from dual_layers.contract import Interval
 
 _HULL_ELEMENTS = 2**22  # rows of +-e_i are pushed through ``support`` in chunks of about this many numbers
+_PLAIN = (Tensor, int, float, str, tuple)  # attributes that tell something in a line
 
 
 class Region(ABC):
@@ -108,8 +109,16 @@ class Region(ABC):
     def validate(self, x: Tensor, name: str = "x") -> None:
         """Raise ``SpecificationError`` if the region cannot be placed around ``x``; run once before bounds are computed.
 
+        The default tries ``support`` on a few rows: its shape, that it is finite, and that no width is negative.
+
         Args:
             x: the examples.
             name: what the user calls ``x``; every message starts with it.
         """
         check_input(x, name)
+        check_support(self, self.support, x, name)
+
+    def __repr__(self) -> str:
+        """Return the class with its numbers, texts and tensors, these abridged."""
+        plain = {key: value for key, value in vars(self).items() if not key.startswith("_") and isinstance(value, _PLAIN)}
+        return f"{type(self).__name__}({', '.join(f'{key}={describe(value)}' for key, value in plain.items())})"

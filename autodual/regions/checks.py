@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from numbers import Real
 
 import torch
@@ -17,9 +18,10 @@ def describe(value: object) -> str:
     """Return a short text for a setting of a region: tensors by shape and range, anything else as Python shows it."""
     if not isinstance(value, Tensor):
         return f"({', '.join(map(describe, value))})" if isinstance(value, tuple) else repr(value)
-    if value.numel() == 1 and value.dim() == 0:
+    if value.dim() == 0 and not value.is_complex() and not value.is_meta:
         return f"{value.item():g}"
-    span = f", {value.min().item():g} to {value.max().item():g}" if value.numel() else ""
+    ordered = value.numel() and not value.is_complex() and not value.is_meta
+    span = f", {value.min().item():g} to {value.max().item():g}" if ordered else ""
     return f"tensor of shape {tuple(value.shape)}{span}"
 
 
@@ -73,34 +75,61 @@ def check_epsilon(eps: object, x: Tensor, name: str, *, per_coordinate: bool) ->
 def check_limits(lower: object, upper: object, x: Tensor, names: tuple[str, str], *, finite: bool) -> None:
     """Check that ``lower <= upper`` element by element, up to rounding, and that both broadcast to ``x``."""
     for limit, label in ((lower, names[0]), (upper, names[1])):
-        if isinstance(limit, Tensor):
-            _check_tensor(limit, x, label)
-            if not broadcasts(limit, x):
-                raise SpecificationError(f"{label} has shape {tuple(limit.shape)}: it does not broadcast to {tuple(x.shape)}")
-        elif not isinstance(limit, Real) or isinstance(limit, bool):
-            raise SpecificationError(f"{label} must be a number or a tensor, got {type(limit).__name__}")
-        values = as_limit(limit, x).detach()
-        wrong = ~values.isfinite() if finite else values.isnan()
-        if wrong.any():
-            where = first(wrong)
-            hint = "; unbounded regions are not supported" if finite and not values.isnan().any() else ""
-            raise SpecificationError(f"{element(label, where)} = {values[tuple(where)].item():g} is not allowed{hint}")
-    low, high = torch.broadcast_tensors(as_limit(lower, x).detach(), as_limit(upper, x).detach())
-    wrong = low > high + slack(high)
-    if wrong.any():
-        where = first(wrong)
-        values = f"{low[tuple(where)].item():g} > {high[tuple(where)].item():g}"
-        raise SpecificationError(f"{names[0]} is greater than {names[1]} at {element('', where) or 'every element'}: {values}")
+        _check_limit(limit, x, label, finite=finite)
+    crossing = _crossing(lower, upper, x)
+    if crossing is not None:
+        where, values = crossing
+        raise SpecificationError(f"{names[0]} is greater than {names[1]} at {where or 'every element'}: {values}")
 
 
 def check_domain(domain: object, x: Tensor, name: str) -> None:
-    """Check that a domain is None or a pair of limits that broadcast to ``x``."""
+    """Check that a domain is None or a pair of limits, in order, that broadcast to ``x``."""
     if domain is None:
         return
     if not isinstance(domain, (tuple, list)) or len(domain) != 2:
         raise SpecificationError(f"{name}: domain must be None or a pair (lower, upper), got {describe(domain)}")
-    names = (f"{name}: lower end of the domain", f"{name}: upper end of the domain")
-    check_limits(*domain, x, names, finite=False)
+    for limit, end in zip(domain, ("lower", "upper"), strict=True):
+        _check_limit(limit, x, f"{name}: {end} end of the domain", finite=False)
+    crossing = _crossing(*domain, x)
+    if crossing is not None:
+        where, values = crossing
+        raise SpecificationError(f"{name}: domain is reversed{f' at {where}' if where else ''}: {values}")
+
+
+def check_support(region: object, support: Callable[[Tensor, Tensor], object], x: Tensor, name: str) -> None:
+    """Check what must hold for every support function, on plus and minus a coordinate and a random row.
+
+    Args:
+        region: whose support it is, for the message.
+        support: ``(x, v) -> (rows, batch)``.
+        x: the examples.
+        name: what the user calls ``x``.
+    """
+    if x.numel() == 0:
+        return
+    label = f"{name}: {type(region).__name__}.support"
+    rows = torch.zeros(2, x[:1].numel(), dtype=torch.float64)
+    rows[0, 0] = 1
+    rows[1] = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    v = torch.cat([rows, -rows]).to(x).reshape(4, 1, *x.shape[1:]).expand(4, *x.shape)
+    with torch.no_grad():
+        values = support(x, v)
+    expected = f"(rows, batch), here {(4, len(x))}"
+    if not isinstance(values, Tensor):
+        raise SpecificationError(f"{label} must return a tensor {expected}, got {type(values).__name__}")
+    if values.shape != (4, len(x)):
+        raise SpecificationError(f"{label} must have shape {expected}, got {tuple(values.shape)}")
+    if not values.isfinite().all():
+        where = first(~values.isfinite())
+        raise SpecificationError(f"{label} is {values[tuple(where)].item()} for example {where[1].item()}; it must be finite")
+    width = values[:2] + values[2:]
+    tiny = torch.finfo(x.dtype).eps ** 0.5 * (values.abs().amax(0) + (v * x).abs().reshape(4, len(x), -1).sum(-1).amax(0))
+    if (width < -tiny).any():
+        where = first(width < -tiny)
+        raise SpecificationError(
+            f"{label}(x, v) + support(x, -v) = {width[tuple(where)].item():g} for example {where[1].item()}; "
+            "it is the width of the region along v, never negative: the support is too small, or the region empty"
+        )
 
 
 def check_inside(x: Tensor, domain: tuple[object, object] | None, name: str, *, reach: Tensor | float, advice: str) -> None:
@@ -131,6 +160,32 @@ def broadcasts(value: Tensor, x: Tensor) -> bool:
     """Tell whether a tensor broadcasts to the shape of ``x``."""
     pairs = zip(reversed(value.shape), reversed(x.shape), strict=False)
     return value.dim() <= x.dim() and all(size in (1, wanted) for size, wanted in pairs)
+
+
+def _check_limit(limit: object, x: Tensor, label: str, *, finite: bool) -> None:
+    """Check that one end of a box is a number or a tensor that broadcasts to ``x``, and no NaN."""
+    if isinstance(limit, Tensor):
+        _check_tensor(limit, x, label)
+        if not broadcasts(limit, x):
+            raise SpecificationError(f"{label} has shape {tuple(limit.shape)}: it does not broadcast to {tuple(x.shape)}")
+    elif not isinstance(limit, Real) or isinstance(limit, bool):
+        raise SpecificationError(f"{label} must be a number or a tensor, got {type(limit).__name__}")
+    values = as_limit(limit, x).detach()
+    wrong = ~values.isfinite() if finite else values.isnan()
+    if wrong.any():
+        where = first(wrong)
+        hint = "; unbounded regions are not supported" if finite and not values.isnan().any() else ""
+        raise SpecificationError(f"{element(label, where)} = {values[tuple(where)].item():g} is not allowed{hint}")
+
+
+def _crossing(lower: object, upper: object, x: Tensor) -> tuple[str, str] | None:
+    """Return where the lower end of a box lies above the upper one by more than rounding, and both values, if it does."""
+    low, high = torch.broadcast_tensors(as_limit(lower, x).detach(), as_limit(upper, x).detach())
+    wrong = low > high + slack(high)
+    if not wrong.any():
+        return None
+    where = first(wrong)
+    return element("", where), f"{low[tuple(where)].item():g} > {high[tuple(where)].item():g}"
 
 
 def _check_tensor(value: Tensor, x: Tensor, label: str) -> None:

@@ -358,7 +358,8 @@ BAD = [
     (LInf(torch.zeros(2, device="meta")), X, "eps is on meta but the input is on cpu"),
     (LInf(0.1, domain=1.0), X, "domain must be None or a pair"),
     (LInf(0.1, domain=(0.0, 1.0, 2.0)), X, "domain must be None or a pair"),
-    (L2(0.1, domain=(1.0, 0.0)), X, r"lower end of the domain is greater than .*upper end.* at every element: 1 > 0"),
+    (L2(0.1, domain=(1.0, 0.0)), X, "^x: domain is reversed: 1 > 0$"),
+    (LInf(0.1, domain=(torch.tensor([0.0, 2.0, 0.0]), 1.0)), X, r"^x: domain is reversed at \[1\]: 2 > 1$"),
     (L1(0.1, domain=(math.nan, 1.0)), X, "lower end of the domain = nan is not allowed$"),
     (L2(0.1, domain=(torch.zeros(2), 1.0)), X, r"lower end of the domain has shape \(2,\): it does not broadcast to \(2, 3\)"),
     (L2(0.1, domain=(0.0, 1.0)), OUTSIDE, r"x: example 1 lies outside the domain: x\[1, 1\] = 1.5 is not in \[0, 1\]; L2"),
@@ -467,6 +468,50 @@ def test_the_default_excess_of_a_region_that_is_not_centred_is_never_negative():
     assert (box.upper[..., :2] == 1).all()
     assert torch.equal(box.lower[..., 2:], x[..., 2:])
     assert torch.equal(box.upper[..., 2:], x[..., 2:])
+
+
+class Given(Region):
+    """A region with the support that a test hands in."""
+
+    def __init__(self, support, radius=0.5):
+        self.function, self.radius, self._hidden = support, radius, 3
+
+    def support(self, x, v):
+        return self.function(x, v)
+
+
+WRONG = {
+    "no tensor": (lambda x, v: 1.0, r"x: Given\.support must return a tensor \(rows, batch\), here \(4, 2\), got float"),
+    "axes swapped": (lambda x, v: (v * x).sum(-1).T, r"x: Given\.support must have shape .*\(4, 2\), got \(2, 4\)"),
+    "features left": (lambda x, v: v * x, r"got \(4, 2, 3\)"),
+    "unbounded": (lambda x, v: (v.relu() * INF).nan_to_num(0.0, INF).sum(-1), r"Given\.support is inf for example 0"),
+    "NaN": (lambda x, v: v.sum(-1) * math.nan, r"Given\.support is nan for example 0"),
+    "too small": (lambda x, v: (v * x).sum(-1) - 0.1 * v.norm(dim=-1), r"Given\.support\(x, v\) .* = -0\.2 .* never negative"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_support_that_cannot_be_one_is_refused(wrong):
+    function, message = WRONG[wrong]
+    with pytest.raises(SpecificationError, match=message):
+        Given(function).validate(X)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_point_is_a_region_in_every_dtype(dtype):
+    state = torch.get_rng_state()
+    far = 1000 * torch.randn(300, generator=make(0)).to(dtype)
+    Given(lambda x, v: (v * x).sum(-1)).validate(far.expand(2, -1))
+    Given(lambda x, v: (v * far).sum(-1)).validate(torch.zeros(2, 300, dtype=dtype))
+    Given(lambda x, v: v * x + v.abs()).validate(torch.ones(3, dtype=dtype))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_region_of_ones_own_has_a_readable_form():
+    assert repr(Ellipsoid(torch.tensor([0.5, 2.0]))) == "Ellipsoid(axes=tensor of shape (2,), 0.5 to 2)"
+    assert repr(Given(None, radius=(1, torch.tensor(0.25)))) == "Given(radius=(1, 0.25))"
+    assert repr(Given(None, torch.tensor([1 + 1j]))) == "Given(radius=tensor of shape (1,))"
+    assert repr(Given(None, torch.zeros(2, device="meta"))) == "Given(radius=tensor of shape (2,))"
 
 
 @pytest.mark.parametrize(("method", "arguments"), [("sample", 1), ("project", 2), ("contains", 2)])
