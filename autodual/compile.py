@@ -11,6 +11,7 @@ from torch import nn
 
 from autodual.errors import SpecificationError, UnsupportedOperatorError
 from autodual.graph import Graph, ModuleRef, Node, Ref, references, substitute
+from autodual.leaves import is_leaf
 from autodual.primal import is_attribute_access, operator_of
 from dual_layers import UNKNOWN, Call, DualLayer, Slot, is_shape_query, lookup, spelling
 from dual_layers.shape import SHAPE_ATTRIBUTES
@@ -55,7 +56,7 @@ class Program:
         """
         node, rule = self.graph.by_name[name], self.rules[name]
         operator = operator_of(node, model)
-        if lookup(operator) is not rule:
+        if lookup(operator) is not rule or (isinstance(operator, nn.Module) and not is_leaf(operator)):
             raise SpecificationError(
                 f'the module behind node "{name}" at {node.origin} was replaced: call autodual.certify again'
             )

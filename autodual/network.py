@@ -18,7 +18,7 @@ from autodual.methods import Method, resolve
 from autodual.preparation import Inputs, Preparation, Regions
 from autodual.problem import Problem, run_model
 from autodual.radius import largest_certified
-from autodual.regions import LInf, Region
+from autodual.regions import Box, LInf, Region
 from autodual.report import Report, Verdict, certified_by
 from autodual.specification import check_labels, check_rows, margin_rows
 from dual_layers import NONE, Interval
@@ -41,6 +41,17 @@ def certify(model: nn.Module, example_input: Inputs | None = None, *, memory_bud
     Raises:
         TraceError: the model cannot be traced to a graph that computes the same function.
         UnsupportedOperatorError: lists every operator without a dual layer.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        >>> _ = nn.init.eye_(model[0].weight), nn.init.zeros_(model[0].bias)
+        >>> net = certify(model)
+        >>> net.bounds(torch.tensor([[1.0, -1.0]]), LInf(0.5)).upper
+        tensor([[1.5000, 0.0000]], grad_fn=...)
+        >>> net.verify(torch.tensor([[1.0, -1.0]]), [0], LInf(0.25)).certified
+        tensor([True])
+        >>> net.radius(torch.tensor([[1.0, -1.0]])).round(decimals=2)
+        tensor([1.])
     """
     if not isinstance(model, nn.Module):
         raise TraceError(f"certify expects a torch.nn.Module, got {type(model).__name__}")
@@ -117,14 +128,13 @@ class BoundModule(nn.Module):
         Raises:
             SpecificationError: input, region or specification do not fit the model.
         """
-        problem = self._problem(x, region)
-        if problem.batch == 0:
-            rows = problem.outputs if spec is None else spec.shape[-2]
-            empty = problem.empty(rows)
-            return Interval(empty, empty, problem.guarantee)
+        options, problem = resolve(method), self._problem(x, region)
         if spec is not None:
             spec = check_rows(spec, problem.batch, problem.outputs, problem.like)
-        lower, upper, allowance = bound_rows(self._run(problem), resolve(method), spec)
+        if problem.batch == 0:
+            empty = problem.empty(problem.outputs if spec is None else spec.shape[-2])
+            return Interval(empty, empty, problem.guarantee)
+        lower, upper, allowance = bound_rows(self._run(problem), options, spec)
         slack = allowance if allow_rounding else 0.0
         return Interval(lower - slack, upper + slack, problem.guarantee)
 
@@ -141,7 +151,7 @@ class BoundModule(nn.Module):
         Returns:
             ``(batch, classes)``; 0 at ``j = y``. All others positive means: every input of the region gets label y.
         """
-        return self._margins(x, y, region, method)[0]
+        return self._margins(self._problem(x, region), y, resolve(method))[0]
 
     @_outside_inference
     def verify(self, x: Inputs, y: Any, region: Regions, method: str | Method = "dual") -> Report:
@@ -157,19 +167,18 @@ class BoundModule(nn.Module):
             A ``Report``. An example is certified when each margin is finite and exceeds the float allowance; NaN never is.
         """
         with torch.no_grad():
-            problem = self._problem(x, region)
-            margins, allowance, y = self._margins(x, y, region, method, problem)
-            scores, centre = problem.outputs_at_x(), problem.outputs_at_centre()
-            predicted = scores.argmax(1)
+            options, problem = resolve(method), self._problem(x, region)
+            margins, allowance, y = self._margins(problem, y, options)
+            predicted = problem.outputs_at_x().argmax(1)
+            wrong = (problem.outputs_at_centre().argmax(1) != y) & problem.centre_is_inside()
             certified = certified_by(margins, allowance, y)
-            if problem.guarantee == NONE:
-                certified = torch.zeros_like(certified)
-            wrong = centre.argmax(1) != y
+            if problem.guarantee == NONE:  # batch statistics: another function than evaluation mode's, so nothing is known
+                certified, wrong = torch.zeros_like(certified), torch.zeros_like(wrong)
         verdict = tuple(
             Verdict.CERTIFIED if good else Verdict.FALSIFIED if bad else Verdict.UNKNOWN
             for good, bad in zip(certified.tolist(), wrong.tolist(), strict=True)
         )
-        return Report(certified, verdict, predicted, y, margins, allowance, problem.guarantee, resolve(method), repr(region))
+        return Report(certified, verdict, predicted, y, margins, allowance, problem.guarantee, options, repr(region))
 
     @_outside_inference
     def robust_loss(
@@ -187,7 +196,7 @@ class BoundModule(nn.Module):
             reduction: ``"mean"``, ``"sum"`` or ``"none"``, as in ``cross_entropy``.
         """
         problem = self._problem(x, region)
-        margins, _, labels = self._margins(x, y, region, method, problem)
+        margins, _, labels = self._margins(problem, y, resolve(method))
         if problem.program.has_batch_statistics and problem.batch:  # they move once, as in an ordinary training step
             with torch.no_grad():
                 run_model(self.model, problem.arguments)
@@ -224,16 +233,25 @@ class BoundModule(nn.Module):
         Args:
             x: the model's input.
             y: labels; default: the model's predictions.
-            region: a ball, called as ``region(eps, domain=domain)`` with eps of shape ``(batch,)``.
+            region: the ball's class, ``LInf``, ``L2`` or ``L1``; called as ``region(eps, domain=domain)``, eps ``(batch,)``.
             method: how to bound.
-            max_radius: upper end of the search.
+            max_radius: upper end of the search: a result equal to it may go further.
             domain: valid inputs, as for the ball.
 
         Returns:
             ``(batch,)``: 0 where not even a tiny ball could be certified.
+
+        Raises:
+            SpecificationError: x is not one tensor, or region is not a ball's class.
         """
-        if not max_radius > 0:
-            raise SpecificationError(f"max_radius must be positive, got {max_radius}")
+        if not isinstance(max_radius, (int, float)) or not 0 < max_radius < float("inf"):
+            raise SpecificationError(f"max_radius must be a positive number, got {max_radius!r}")
+        if not isinstance(x, Tensor):
+            raise SpecificationError(f"radius takes one input tensor, got {type(x).__name__}")
+        if isinstance(region, Region) or region is Box or not callable(region):
+            raise SpecificationError(
+                f"region takes a ball's class such as autodual.L2, whose eps is searched for; got {region!r}"
+            )
         if y is None:
             y = self._problem(x, region(0.0, domain=domain)).outputs_at_x().argmax(1)
 
@@ -245,9 +263,11 @@ class BoundModule(nn.Module):
     @_outside_inference
     def intermediate(self, x: Inputs, region: Regions, method: str | Method = "dual") -> dict[str, Interval]:
         """Return the bounds of every node that needed them (the inputs of nonlinear operators), by node name."""
-        problem = self._problem(x, region)
+        options, problem = resolve(method), self._problem(x, region)
+        if problem.batch == 0:
+            raise SpecificationError("an empty batch has no intermediate bounds")
         run = self._run(problem)
-        bound_rows(run, resolve(method), None)
+        bound_rows(run, options, None)
         return {name: Interval(box.lower, box.upper, problem.guarantee) for name, box in run.boxes.items()}
 
     @_outside_inference
@@ -263,6 +283,8 @@ class BoundModule(nn.Module):
             An ``Explanation``; print it, or ``.draw(path)`` a picture.
         """
         x = self._example if x is None else x
+        if x is None and region is not None:
+            raise SpecificationError("explain needs an input x to bound over the region")
         if x is None:
             return explain(self._preparation.graph(None), self.model)
         if region is None:
@@ -273,21 +295,18 @@ class BoundModule(nn.Module):
             bound_rows(run, resolve(method), None)
         return explain(problem.program.graph, self.model, run or self._run(problem))
 
-    def _margins(
-        self, x: Inputs, y: Any, region: Regions, method: str | Method, problem: Problem | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        problem = problem or self._problem(x, region)
+    def _margins(self, problem: Problem, y: Any, method: Method) -> tuple[Tensor, Tensor, Tensor]:
+        """Return margins, their float allowance and the labels as a tensor."""
         if len(problem.output_shape) != 2 or problem.outputs < 2:
             raise SpecificationError(
-                f"margins need scores of shape (batch, classes) with two classes or more, the model returns "
-                f"{problem.output_shape}; "
-                "use bounds() with a spec"
+                "margins need scores of shape (batch, classes) with two classes or more, but the model returns "
+                f"{problem.output_shape}; use bounds() with a spec"
             )
         y = check_labels(y, problem.batch, problem.outputs, problem.like.device)
         if problem.batch == 0:
             return problem.empty(problem.outputs), problem.empty(problem.outputs), y
         spec = margin_rows(y, problem.outputs, problem.like)
-        margins, _, allowance = bound_rows(self._run(problem), resolve(method), spec, lower_only=True)
+        margins, _, allowance = bound_rows(self._run(problem), method, spec, lower_only=True)
         own = F.one_hot(y, problem.outputs).bool()
         return margins.masked_fill(own, 0.0), allowance.masked_fill(own, 0.0), y
 

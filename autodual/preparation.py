@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from autodual.compile import Program, compile_graph
 from autodual.errors import SpecificationError, UnsupportedOperatorError
 from autodual.graph import Graph
-from autodual.layout import Layout
 from autodual.problem import Problem, filled, run_model
 from autodual.regions import Region
 from autodual.specification import check_inputs
 from autodual.trace import ExampleNeededError, trace
-from autodual.validate import validate
+from autodual.validate import Placement, validate
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 Regions = Region | Mapping[str, Region]
@@ -32,7 +31,7 @@ class Preparation:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._graphs: dict[Any, Graph] = {}
-        self._programs: dict[Any, tuple[Program, dict[str, Layout]]] = {}
+        self._programs: dict[Any, tuple[Program, Placement]] = {}
 
     def look_ahead(self) -> None:
         """Trace and compile as far as is possible before the first input is seen.
@@ -62,8 +61,8 @@ class Preparation:
         check_inputs(arguments, tuple(regions), next(self.model.parameters(), None))
         for name, part in regions.items():
             part.validate(arguments[name], name)
-        program, layouts = self._program(arguments, tuple(regions))
-        return Problem(self.model, program, layouts, arguments, regions)
+        program, placement = self._program(arguments, tuple(regions))
+        return Problem(self.model, program, placement, arguments, regions)
 
     def arguments(self, x: Inputs) -> dict[str, Any]:
         """Name the model's arguments."""
@@ -86,8 +85,9 @@ class Preparation:
             graph = self._graphs[key] = trace(self.model, given, arguments)
         return graph
 
-    def _program(self, arguments: Mapping[str, Any], perturbed: tuple[str, ...]) -> tuple[Program, dict[str, Layout]]:
-        kinds = tuple(_kind(value) for value in arguments.values())
+    def _program(self, arguments: Mapping[str, Any], perturbed: tuple[str, ...]) -> tuple[Program, Placement]:
+        batch = len(arguments[perturbed[0]])
+        kinds = tuple(_kind(value, batch) for value in arguments.values())
         key = (self._mode(), tuple(arguments), perturbed, kinds)
         if key not in self._programs:
             some = {name: filled(value) for name, value in arguments.items()}
@@ -97,8 +97,17 @@ class Preparation:
             self._programs[key] = program, validate(program, self.model, some, lambda values: run_model(self.model, values))
         return self._programs[key]
 
-    def _mode(self) -> tuple[bool, ...]:
-        return tuple(module.training for module in self.model.modules())
+    def _mode(self) -> tuple[Any, ...]:
+        """Describe the model as far as a graph may depend on it: what each module is, and its settings."""
+        return tuple(_description(module) for module in self.model.modules())
+
+
+def _description(module: nn.Module) -> tuple[Any, ...]:
+    """Describe a module by its class, hooks and plain attributes (mode included); tensors are read anew in every run."""
+    own = vars(module)
+    plain = tuple((name, value) for name, value in own.items() if isinstance(value, (bool, int, float, str, type(None))))
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return (type(module), id(own.get("forward")), tuple(map(id, hooks)), plain)
 
 
 def _by_argument(region: Regions, arguments: Mapping[str, Any]) -> dict[str, Region]:
@@ -117,8 +126,12 @@ def _by_argument(region: Regions, arguments: Mapping[str, Any]) -> dict[str, Reg
     return dict(region)
 
 
-def _kind(value: Any) -> Any:
-    return (value.shape[1:], value.dtype, value.device) if isinstance(value, Tensor) else None
+def _kind(value: Any, batch: int) -> Any:
+    """Describe an argument as far as a program may depend on it: a Python value counts in full."""
+    if not isinstance(value, Tensor):
+        return (type(value), repr(value))
+    batched = value.ndim > 0 and len(value) == batch
+    return (value.shape[1:] if batched else value.shape, batched, value.dtype, value.device)
 
 
 def _fits(graph: Graph, arguments: Mapping[str, Any]) -> bool:

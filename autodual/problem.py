@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from autodual.bounds.run import Run
 from autodual.compile import Program
 from autodual.errors import SpecificationError, TraceError
-from autodual.layout import Layout
+from autodual.primal import evaluate
 from autodual.regions import Region
-from autodual.validate import agree, buffers_kept
+from autodual.validate import Placement, agree, buffers_kept, check_separate
 from dual_layers import NONE, REAL, Guarantee
 
 
@@ -24,7 +24,7 @@ class Problem:
     Args:
         model: the model.
         program: its compiled graph.
-        layouts: where each node keeps its batch.
+        placement: where each node keeps its examples.
         arguments: the model's arguments by name.
         regions: the region of each perturbed argument, by name.
     """
@@ -33,11 +33,11 @@ class Problem:
         self,
         model: nn.Module,
         program: Program,
-        layouts: Mapping[str, Layout],
+        placement: Placement,
         arguments: Mapping[str, Any],
         regions: Mapping[str, Region],
     ) -> None:
-        self.model, self.program, self.layouts = model, program, layouts
+        self.model, self.program, self.placement = model, program, placement
         self.arguments, self.regions = arguments, regions
         self.like: Tensor = arguments[next(iter(regions))]
         self.batch = len(self.like)
@@ -72,7 +72,7 @@ class Problem:
         Raises:
             SpecificationError: an output is NaN or infinite; names the parameters that are to blame, if any.
         """
-        scores = self.scores.reshape(len(self.scores), -1)[: self.batch]
+        scores = self.flat(self.scores)
         bad = (~scores.isfinite()).any(1).nonzero()
         if len(bad):
             culprits = [name for name, value in self.model.state_dict().items() if _has_nan(value)]
@@ -90,25 +90,58 @@ class Problem:
     def outputs_at_centre(self) -> Tensor:
         """Return the model's outputs at the regions' centres, ``(batch, outputs)``."""
         centred = all(self.points[name] is value for name, value in self.arguments.items())
-        scores = self.scores if centred or not self.batch else self._model_at(self.points)
-        return scores.reshape(len(scores), -1)[: self.batch]
+        return self.flat(self.scores if centred or not self.batch else self._model_at(self.points))
+
+    def centre_is_inside(self) -> Tensor:
+        """Tell for each example whether its regions' centres are known to belong to them, ``(batch,)`` bool."""
+        inside = torch.ones(self.batch, dtype=torch.bool, device=self.like.device)
+        for name, region in self.regions.items():
+            try:
+                inside = inside & region.contains(self.arguments[name], self.points[name])
+            except NotImplementedError:
+                return torch.zeros_like(inside)
+        return inside
+
+    def flat(self, output: Tensor) -> Tensor:
+        """Bring the model's output to ``(batch, outputs)``; one that is the same for every example may have one row."""
+        return output.reshape(len(output), -1)[: self.batch].expand(self.batch, -1)
 
     def run(self, memory_budget: int) -> Run:
         """Start a computation of bounds.
 
         Raises:
-            SpecificationError: the model's output is not finite.
-            TraceError: the model was changed since it was traced.
+            SpecificationError: the model's output is not finite, or the model takes a batch of one for something else.
+            TraceError: the model was changed since it was traced, or mixes the examples of this batch.
         """
+        if self.batch == 1 and self.placement.alone is not None:
+            raise SpecificationError(f"give two examples or more: {self.placement.alone}")
         self.outputs_at_x()
         sources = {name: self.program.graph.by_name[name].operator for name in self.program.sources}
         regions = {name: self.regions[argument] for name, argument in sources.items()}
         given = {name: self.arguments[argument] for name, argument in sources.items()}
-        run = Run(self.program, self.model, self.layouts, self.points, regions, given, memory_budget)
-        traced = run.values[self.program.graph.output].detach()
-        if not agree(self.outputs_at_centre(), traced.reshape(len(traced), -1)):
-            raise TraceError("the model no longer computes what was traced: it was changed after certify; call certify again")
+        placement = self.placement
+        run = Run(
+            self.program, self.model, placement.layouts, self.points, regions, given, memory_budget, placement.alone is None
+        )
+        self._check_unchanged(self.outputs_at_centre(), run.values[self.program.graph.output].detach())
+        if not torch.is_grad_enabled():  # a loss is no claim: in training the centre will do
+            for corner in self._corners():
+                traced = evaluate(self.program.graph, self.model, corner)[self.program.graph.output]
+                self._check_unchanged(self.flat(self._model_at(corner)), traced)
+        if self.program.tied and not self.program.has_batch_statistics:
+            check_separate(self.program, self.model, placement.layouts, self.points)
         return run
+
+    def _corners(self) -> Iterator[dict[str, Any]]:
+        """Yield the arguments with every perturbed one at an end of its region's box, where that is at hand."""
+        if all(type(region).hull is not Region.hull for region in self.regions.values()):
+            hulls = {name: region.hull(self.arguments[name]) for name, region in self.regions.items()}
+            yield {**self.arguments, **{name: hull.lower for name, hull in hulls.items()}}
+            yield {**self.arguments, **{name: hull.upper for name, hull in hulls.items()}}
+
+    def _check_unchanged(self, expected: Tensor, traced: Tensor) -> None:
+        if not agree(expected, self.flat(traced)):
+            raise TraceError("the model no longer computes what was traced: it was changed after certify; call certify again")
 
     def _model_at(self, arguments: Mapping[str, Any]) -> Tensor:
         with torch.no_grad(), buffers_kept(self.model):
@@ -122,8 +155,9 @@ def run_model(model: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
         SpecificationError: the model rejects its input.
         TraceError: the model does not return one tensor.
     """
+    copies = {name: value.clone() if isinstance(value, Tensor) else value for name, value in arguments.items()}
     try:
-        result = model(**arguments)
+        result = model(**copies)  # a model may write into its inputs; the caller's own must not move
     except (RuntimeError, ValueError, IndexError) as error:
         shapes = {name: tuple(value.shape) for name, value in arguments.items() if isinstance(value, Tensor)}
         raise SpecificationError(f"the model does not accept inputs of shape {shapes}: {error}") from error

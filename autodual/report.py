@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from autodual.methods import Method
-from dual_layers import Guarantee
+from dual_layers import NONE, Guarantee
 
 
 class Verdict(Enum):
@@ -28,7 +28,7 @@ class Report:
 
     Attributes:
         certified: ``(batch,)`` bool: every margin with ``j != y`` exceeds the float allowance, strictly.
-        verdict: per example ``CERTIFIED``, ``FALSIFIED`` (the region's centre itself is misclassified) or ``UNKNOWN``.
+        verdict: per example ``CERTIFIED``, ``FALSIFIED`` (the region's centre, replayed, is misclassified) or ``UNKNOWN``.
         predicted: ``(batch,)`` the model's prediction at x.
         y: ``(batch,)`` the labels.
         margins: ``(batch, classes)`` lower bounds of ``f_y - f_j`` over the region, 0 at ``j = y``.
@@ -64,6 +64,8 @@ class Report:
             f"falsified  {share(counts[Verdict.FALSIFIED])}",
             f"unknown    {share(counts[Verdict.UNKNOWN])}",
         ]
+        if self.guarantee == NONE:
+            lines.append("nothing can be certified: batch norm uses the statistics of the clean batch; call eval()")
         return "\n".join(lines)
 
     def __str__(self) -> str:

@@ -135,8 +135,9 @@ class PiecewiseLinear(Relaxed):
             at = torch.as_tensor(position, dtype=box.lower.dtype, device=box.lower.device)
             place = _clamp(at, box)
             value = self.forward(place)
-            points.append((place, torch.where((box.lower < at) & (at <= box.upper), below, value)))
-            points.append((place, torch.where((box.lower <= at) & (at < box.upper), above, value)))
+            near = _rounding(at, box)
+            points.append((place, torch.where((box.lower - near < at) & (at <= box.upper + near), below, value)))
+            points.append((place, torch.where((box.lower - near <= at) & (at < box.upper + near), above, value)))
         return points
 
     def interval(self, *boxes: Interval) -> Interval:
@@ -151,7 +152,8 @@ class PiecewiseLinear(Relaxed):
         for b in self.breakpoints():
             result = result | ((box.lower < b) & (box.upper > b))
         for position, _, _ in self.jumps():
-            result = result | ((box.lower <= position) & (box.upper >= position))
+            near = _rounding(torch.as_tensor(position, dtype=box.lower.dtype, device=box.lower.device), box)
+            result = result | ((box.lower - near <= position) & (box.upper + near >= position))
         return result
 
     def slopes(self, bounds: tuple[Interval, ...], choice: Choice) -> Slopes:
@@ -174,6 +176,12 @@ class PiecewiseLinear(Relaxed):
         """Minimise and maximise ``f(z) - slope * z`` over the points."""
         points = self.points(bounds[0])
         return Offsets(_lower(points, slopes.lower[0]), _upper(points, slopes.upper[0]))
+
+
+def _rounding(place: Tensor, box: Interval) -> Tensor:
+    """Return what rounding may have moved a box' ends by: beside a jump that costs the jump's whole height."""
+    reach = torch.maximum(box.lower.abs(), box.upper.abs()).nan_to_num(posinf=0.0) + place.abs()
+    return 64 * torch.finfo(box.lower.dtype).eps * reach.detach()
 
 
 def _clamp(place: Tensor, box: Interval) -> Tensor:

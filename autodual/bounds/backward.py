@@ -58,6 +58,8 @@ def backward(run: Run, target: str, nu: Float[Tensor, " rows *node"], *, magnitu
         if name in run.program.sources:
             _add_input(run, name, nu, total)
             continue
+        if total.magnitude is not None:
+            total.magnitude = total.magnitude + _contract(run, name, nu.abs(), run.magnitudes(name))
         if run.layers[name].facts.affine:
             parts = _transpose(run, name, nu)
         else:
@@ -69,7 +71,7 @@ def backward(run: Run, target: str, nu: Float[Tensor, " rows *node"], *, magnitu
 
 def _transpose(run: Run, name: str, nu: Tensor) -> tuple[Tensor, ...]:
     """Pull rows through an affine node; rows still shared by all examples stay shared."""
-    if _is_shared(run, name, nu) and name not in run.program.tied:
+    if _is_shared(run, name, nu) and run.is_shareable(name):
         one = run.template
         return one.layers[name].transpose(nu, one.parents(name))
     return run.layers[name].transpose(_expand(run, name, nu), run.parents(name))
@@ -81,8 +83,6 @@ def _relaxed(run: Run, name: str, nu: Tensor, total: Deviation) -> tuple[Tensor,
     if run.layouts[name].factor > 1:
         nu = _expand(run, name, nu)
     _add_penalty(run, name, nu, lines, total)
-    if total.magnitude is not None:
-        total.magnitude = total.magnitude + _contract(run, name, nu.abs(), run.values[name].abs())
     return () if lines.slopes is None else run.layers[name].pull(nu, lines.slopes)
 
 

@@ -7,11 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from autodual.bounds.intermediate import in_chunks, relax
-from autodual.bounds.run import Run
+from autodual.bounds.run import ROUNDINGS, Run
 from autodual.methods import Method
-
-ROUNDINGS = 16
-"""Float allowance: this multiple of (nonlinear nodes + 2) roundoffs times the sum of the magnitudes that make up a bound."""
 
 
 def bound_rows(
@@ -49,15 +46,16 @@ def bound_rows(
     deviation = in_chunks(run, output, every, seeds, magnitude=True, lower_only=lower_only)
     middle = (rows * run.examples(output, value)[:, None]).sum(-1)
     lower, upper = middle + deviation.lower.T, middle + deviation.upper.T
-    terms = deviation.magnitude + deviation.lower.abs()
-    scale = (rows * run.examples(output, value)[:, None]).abs().sum(-1) + terms.T
-    allowance = ROUNDINGS * (len(run.lines) + 2) * torch.finfo(value.dtype).eps * scale.detach()
+    penalties = (len(run.lines) + 2) * deviation.lower.abs()
+    scale = (rows * run.examples(output, value)[:, None]).abs().sum(-1) + (deviation.magnitude + penalties).T
+    allowance = ROUNDINGS * run.coarsest * scale.detach()
     return _known(lower, -torch.inf), _known(upper, torch.inf), _known(allowance, torch.inf)
 
 
 def _constant(run: Run, output: str, spec: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Bound an output that does not depend on the perturbed inputs."""
-    value = run.values[output].reshape(run.batch, -1)
+    value = run.values[output]
+    value = value.reshape(len(value), -1).expand(run.batch, -1)
     if spec is not None:
         value = torch.einsum("brk,bk->br", spec.expand(run.batch, *spec.shape[-2:]), value)
     return value, value, torch.zeros_like(value)

@@ -121,7 +121,7 @@ def _merge(run: Run, name: str, wanted: Tensor, rows: Tensor, lower: Tensor, upp
 
 
 def _interval(run: Run, name: str, lower: Tensor, upper: Tensor) -> Interval:
-    return Interval(run.node(name, lower), run.node(name, upper))
+    return run.rounded(name, Interval(run.node(name, lower), run.node(name, upper)))
 
 
 def _shared_shape(run: Run, name: str) -> tuple[int, ...]:

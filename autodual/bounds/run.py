@@ -17,6 +17,9 @@ from autodual.primal import evaluate
 from autodual.regions import Region
 from dual_layers import DualLayer, Interval, Slopes
 
+ROUNDINGS = 16
+"""Float allowance: this many roundoffs of every term of every node on the way, and of the penalties at each nonlinear node."""
+
 
 @dataclass(frozen=True)
 class Lines:
@@ -59,6 +62,7 @@ class Run:
         regions: the region of each perturbed input node, by node name.
         given: the values as the user gave them, which the regions refer to, by node name.
         budget: bytes that the rows of one backward walk may take.
+        sharing: whether the model takes a batch of one like any other, so that rows may be shared by all examples.
         boxes: bounds of the nodes that needed them, filled in topological order.
         hulls: interval bounds, filled on demand.
         lines: the relaxation of every nonlinear node, filled in topological order.
@@ -72,6 +76,7 @@ class Run:
     regions: Mapping[str, Region]
     given: Mapping[str, Tensor]
     budget: int
+    sharing: bool = True
     boxes: dict[str, Interval] = field(default_factory=dict)
     hulls: dict[str, Interval] = field(default_factory=dict)
     lines: dict[str, Lines] = field(default_factory=dict)
@@ -100,6 +105,28 @@ class Run:
         given = {name: value[:1] for name, value in self.given.items()}
         return Run(self.program, self.model, self.layouts, points, self.regions, given, self.budget)
 
+    def magnitudes(self, name: str) -> Tensor:
+        """Return the size of the terms that add up to a node's values: what float rounding is proportional to."""
+        layer, value = self.layers[name], self.values[name].detach().abs()
+        if not layer.facts.affine:
+            return value
+        around = (Interval(-point, point) for point in (point.detach().abs() for point in self.parents(name)))
+        return value + layer.interval(*around).radius.detach()
+
+    def rounded(self, name: str, box: Interval) -> Interval:
+        """Move a box' ends outwards by what float rounding may have cost them; moving elements about costs nothing."""
+        facts = self.layers[name].facts
+        if not facts.affine or (facts.monotone and facts.injective):
+            return box
+        width = box.width.detach().nan_to_num(posinf=0.0)
+        slack = ROUNDINGS * self.coarsest * (self.magnitudes(name) + width)
+        return Interval(box.lower - slack, box.upper + slack)
+
+    @cached_property
+    def coarsest(self) -> float:
+        """The largest unit roundoff among the values on the way."""
+        return max(torch.finfo(self.values[name].dtype).eps for name in [*self.program.sources, *self.program.rules])
+
     @cached_property
     def exact_intervals(self) -> frozenset[str]:
         """Nodes that interval arithmetic bounds exactly when the regions are boxes.
@@ -121,10 +148,49 @@ class Run:
                 independent.add(name)
         return frozenset(exact)
 
+    @cached_property
+    def _shareable(self) -> dict[str, bool]:
+        return {}
+
+    def is_shareable(self, name: str) -> bool:
+        """Whether one example's transpose of an affine node is every example's.
+
+        Constants may depend on the example, or on the size of the batch in ways that a graph does not show. So the layer
+        bound to the first example alone pulls a random row beside the layer of the whole batch.
+        """
+        if name not in self._shareable:
+            shareable = self.sharing and self.batch > 1 and name not in self.program.tied
+            self._shareable[name] = shareable and self._pulls_alike(name)
+        return self._shareable[name]
+
+    def _pulls_alike(self, name: str) -> bool:
+        with torch.no_grad():
+            one, value = self.template, self.values[name]
+            try:
+                shape = tuple(one.values[name].shape)
+                seed = torch.Generator().manual_seed(0)
+                row = torch.randn(1, *shape, generator=seed, dtype=torch.float64).to(value)
+                alone = one.layers[name].transpose(row, one.parents(name))
+            except (RuntimeError, ValueError, IndexError):
+                return False
+            layout = self.layouts[name]
+            whole = layout.node(layout.examples(row, 1, 1).expand(-1, self.batch, -1), tuple(value.shape), 1)
+            for parent, part, full in zip(
+                self.program.parents[name], alone, self.layers[name].transpose(whole, self.parents(name)), strict=True
+            ):
+                own, every = one.examples(parent, part, 1), self.examples(parent, full, 1)
+                if own.shape[2:] != every.shape[2:] or not torch.allclose(
+                    own.expand_as(every), every, rtol=0, atol=1e3 * torch.finfo(own.dtype).eps * float(1 + every.abs().max())
+                ):
+                    return False
+        return True
+
     def settle(self) -> None:
         """Fill every cache now."""
-        for run in (self, self.template):
-            _ = run.layers
+        _ = self.layers
+        for name, rule in self.program.rules.items():
+            if rule.facts.affine:
+                self.is_shareable(name)
         for lines in self.lines.values():
             _ = lines.shift, lines.spread
 
@@ -156,7 +222,7 @@ class Run:
                 self.hulls[name] = self.regions[name].hull(self.given[name])
             else:
                 parents = (self.hull(parent) for parent in self.program.parents[name])
-                self.hulls[name] = self.layers[name].interval(*parents)
+                self.hulls[name] = self.rounded(name, self.layers[name].interval(*parents))
         return self.hulls[name]
 
     def relate(self, name: str, slopes: Slopes, box: tuple[Interval, ...]) -> Lines:

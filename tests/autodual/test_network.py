@@ -337,13 +337,162 @@ def test_parameters_are_shared_and_a_copy_is_independent():
     torch.testing.assert_close(other.bounds(x, LInf(0.1)).lower, before)
 
 
-def test_replacing_a_module_after_certify_is_noticed():
-    model = mlp()
+class Leaky(nn.Module):
+    slope = 0.0
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.activation = nn.Linear(4, 3), nn.ReLU()
+
+    def forward(self, x):
+        return self.activation(F.leaky_relu(self.linear(x), self.slope) + 1.0)
+
+
+CHANGES = {
+    "module replaced": lambda m: setattr(m, "activation", nn.Hardtanh()),
+    "attribute": lambda m: setattr(m, "slope", 5.0),
+    "attribute of a leaf": lambda m: setattr(m, "activation", nn.LeakyReLU(0.5)),
+    "hook": lambda m: m.linear.register_forward_hook(lambda module, inputs, output: 3 * output),
+    "pre-hook": lambda m: m.linear.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,)),
+    "forward": lambda m: setattr(m.linear, "forward", lambda x: x[:, :3] * 4),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_model_changed_after_certify_is_traced_anew(change):
+    torch.manual_seed(0)
+    model, x = Leaky().double(), inputs((4,))
     net = autodual.certify(model)
-    net.bounds(inputs((4,)), LInf(0.1))
-    model[1] = nn.Hardtanh()
-    with pytest.raises((SpecificationError, TraceError), match="certify again"):
-        net.bounds(inputs((4,)), LInf(0.1))
+    net.bounds(x, LInf(2.0))
+    CHANGES[change](model)
+    found = net.bounds(x, LInf(2.0))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        assert found.contains(model(LInf(2.0).sample(x, generator=generator)), 1e-9).all()
+
+
+def test_a_change_that_no_attribute_shows_is_noticed_at_the_corners():
+    state = {"slope": 0.0}
+
+    class Closure(nn.Module):
+        def forward(self, x):
+            return F.leaky_relu(x, state["slope"])
+
+    model, x = Closure(), torch.ones(2, 3)
+    net = autodual.certify(model)
+    with torch.no_grad():
+        net.bounds(x, LInf(3.0))
+        state["slope"] = 5.0
+        with pytest.raises(TraceError, match="certify again"):
+            net.bounds(x, LInf(3.0))
+
+
+def test_a_model_that_writes_into_its_input_leaves_the_callers_alone():
+    model = nn.Sequential(nn.Threshold(0.5, -10.0, inplace=True), nn.Linear(2, 2)).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.eye(2))
+        model[1].bias.copy_(torch.tensor([0.0, 1.0]))
+    x = torch.tensor([[0.4, 0.3]])
+    report = autodual.certify(model).verify(x, [1], LInf(0.3))
+    assert x.tolist() == torch.tensor([[0.4, 0.3]]).tolist()
+    assert not report.certified.any()
+
+
+class Small(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.a, self.b, self.function = nn.Linear(4, 6), nn.Linear(6, 3), function
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+BATCH_SIZES = {
+    "a number": lambda m, x: m.b(m.a(x).relu()) * x.shape[0],
+    "a range": lambda m, x: m.b(m.a(x).relu()) * (torch.arange(x.shape[0]) + 1)[:, None],
+    "before a nonlinearity": lambda m, x: m.b((m.a(x) * (torch.arange(x.shape[0]) + 1)[:, None]).relu()),
+    "elements": lambda m, x: m.b(m.a(x).relu()) / x.numel(),
+    "squeeze": lambda m, x: m.b(m.a(x).squeeze().relu()).reshape(-1, 3),
+}
+
+
+@pytest.mark.parametrize("case", BATCH_SIZES)
+def test_rows_are_shared_only_where_examples_are_alike(case):
+    torch.manual_seed(0)
+    model, x = Small(BATCH_SIZES[case]).double(), inputs((4,), 5)
+    found = autodual.certify(model).bounds(x, LInf(0.3))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        assert found.contains(model(LInf(0.3).sample(x, generator=generator)), 1e-9).all()
+
+
+def test_a_batch_of_one_that_loses_its_axis_is_refused():
+    model = Small(lambda m, x: m.b(m.a(x).squeeze(0).relu()).reshape(-1, 3)).double()
+    net = autodual.certify(model)
+    with pytest.raises(SpecificationError, match="two examples or more"):
+        net.bounds(inputs((4,), 1), LInf(0.3))
+    net.bounds(inputs((4,), 2), LInf(0.3))
+
+
+def test_the_allowance_follows_the_coarsest_precision_and_the_largest_terms():
+    class Cast(nn.Module):
+        def forward(self, x):
+            return x.float().double()
+
+    close = torch.tensor([[1 + 4e-8, 1 + 7e-8]], dtype=torch.float64)
+    assert not autodual.certify(Cast()).verify(close, [1], LInf(4e-8)).certified.any()
+
+    class Cancel(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("c", torch.tensor([1e8, 0.0]))
+
+        def forward(self, x):
+            return (x + self.c) - self.c
+
+    assert not autodual.certify(Cancel()).verify(torch.tensor([[4.1, 5.0]]), [0], LInf(0.5)).certified.any()
+
+
+def test_float32_margins_stay_within_their_allowance():
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(6):
+        torch.manual_seed(seed)
+        sizes = [10, *[40] * (1 + seed), 4]
+        layers = [layer for i, o in pairwise(sizes) for layer in (nn.Linear(i, o), nn.ReLU())][:-1]
+        model = nn.Sequential(*layers)
+        x = torch.randn(8, 10, generator=generator) + 5 * (seed % 2)
+        y = model(x).argmax(1)
+        for method in ("interval", "dual", "adaptive"):
+            report = autodual.certify(model).verify(x, y, LInf(0.01), method)
+            exact = autodual.certify(copy.deepcopy(model).double()).margins(x.double(), y, LInf(0.01), method)
+            assert (report.margins.double() - exact <= 0.5 * report.allowance).all(), "above the exact bound"
+
+
+def test_only_a_centre_known_to_be_inside_falsifies():
+    class Beside(autodual.Region):
+        """A single point, one to the right of x."""
+
+        def support(self, x, v):
+            return (v * (x + 1)).flatten(2).sum(-1)
+
+    model = nn.Linear(1, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.0], [1.0]])), model.bias.copy_(torch.tensor([0.5, 0.0]))
+    report = autodual.certify(model).verify(torch.zeros(1, 1), [1], Beside())
+    assert report.verdict == (Verdict.UNKNOWN,), "x is misclassified, but it is no point of the region"
+    assert autodual.certify(model).verify(torch.full((1, 1), -1.0), [1], Beside()).verdict == (Verdict.UNKNOWN,)
+
+
+def test_an_output_without_batch_is_the_same_for_every_example():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("row", torch.arange(6.0)[None])
+
+        def forward(self, x):
+            return self.row + 0 * self.row
+
+    assert autodual.certify(Fixed()).bounds(torch.zeros(3, 2), LInf(0.1)).lower.tolist() == [list(range(6))] * 3
 
 
 def test_constant_outputs_and_no_grad_modes():

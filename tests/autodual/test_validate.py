@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import autodual
-from autodual import LInf
+from autodual import LInf, TraceError
 from autodual.layout import Layout
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
@@ -62,7 +62,29 @@ class OnlyForOne(nn.Module):
         return F.relu(x.reshape(1, -1))
 
 
+class Flipped(nn.Module):
+    """Leaves the middle one of three examples in place."""
+
+    def forward(self, x):
+        return F.relu(0.7 * x + 0.3 * x.flip(0))
+
+
+class Rolled(nn.Module):
+    """Is the identity on three examples."""
+
+    def forward(self, x):
+        return F.relu(x.roll(3, 0))
+
+
+class Whole(nn.Module):
+    def forward(self, x):
+        return F.relu(x).to(torch.zeros(1, dtype=torch.long).dtype).float()
+
+
 BAD = {
+    "flipped examples": (Flipped, "mixes the examples"),
+    "examples rolled by three": (Rolled, "mixes the examples"),
+    "whole numbers": (Whole, "."),
     "branch on the type": (Branch, "does not compute the model's function"),
     "random numbers": (Noise, "random"),
     "batch mean": (Mixing, "mixed"),
@@ -166,3 +188,67 @@ def test_a_fill_value_is_not_a_shape():
     assert autodual.certify(Fill()).bounds(X, LInf(0.1)).width.max() == 0
     with pytest.raises(autodual.AutoDualError):
         autodual.certify(Leak()).bounds(X, LInf(0.1))
+
+
+def test_prompt_tokens_around_the_input_have_an_order():
+    class Prompt(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            h = self.a(x)
+            c = torch.zeros_like(h)
+            return self.b(torch.stack([c, h, c]).flatten(0, 1).relu()).view(3, -1, 2).mean(0)
+
+    torch.manual_seed(0)
+    model, x = Prompt().double(), torch.randn(5, 2, dtype=torch.float64)
+    region = LInf(torch.tensor([0.9, 0.01, 0.02, 0.3, 0.1], dtype=torch.float64))
+    found = autodual.certify(model).bounds(x, region)
+    for _ in range(300):
+        assert found.contains(model(region.sample(x)), 1e-9).all()
+
+
+class Sorted(nn.Module):
+    """Sorts by lengths, as one does before packing, and forgets or remembers to undo it."""
+
+    def __init__(self, undo):
+        super().__init__()
+        self.undo, self.linear = undo, nn.Linear(3, 2)
+
+    def forward(self, x, lengths):
+        order = lengths.argsort(descending=True)
+        z = F.relu(self.linear(x[order]))
+        return z[order.argsort()] if self.undo else z
+
+
+def test_examples_that_meet_through_a_fixed_input():
+    x, lengths = torch.randn(4, 3), torch.tensor([2, 5, 1, 7])
+    for undo in (True, False):
+        net = autodual.certify(Sorted(undo))
+        with pytest.raises(TraceError, match="mixes the examples"):
+            net.bounds((x, lengths), {"x": LInf(0.1)})
+
+
+def test_a_python_argument_is_part_of_what_was_validated():
+    class Roll(nn.Module):
+        def forward(self, x, axis):
+            return F.relu(x.roll(1, axis))
+
+    net, x = autodual.certify(Roll()), torch.randn(4, 3)
+    net.bounds({"x": x, "axis": 1}, {"x": LInf(0.1)})
+    with pytest.raises(autodual.AutoDualError):
+        net.bounds({"x": x, "axis": 0}, {"x": LInf(0.1)})
+
+
+def test_one_huge_output_does_not_excuse_the_others():
+    class Masked(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            Masked.calls += 1
+            sign = -1.0 if Masked.calls > 2 else 1.0
+            return (x * sign).masked_fill(torch.tensor([False, False, True]), -1e9)
+
+    with pytest.raises(TraceError, match="does not compute the model's function"):
+        autodual.certify(Masked()).bounds(X, LInf(0.1))
