@@ -6,6 +6,7 @@ Only axis 0 of the inputs stays symbolic; every other size is fixed to the examp
 from __future__ import annotations
 
 import operator
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -29,6 +30,10 @@ _ROUNDS = 4  # a decomposition may need another one
 _END = torch.iinfo(torch.int64).max
 
 
+class NotExportableError(TraceError):
+    """PyTorch's own exporter gives up, for a reason of its own."""
+
+
 def export(model: nn.Module, example: Mapping[str, Tensor], positional: tuple[str, ...], keywords: tuple[str, ...]) -> Graph:
     """Trace a model by running it on one example batch with a symbolic batch size.
 
@@ -42,7 +47,8 @@ def export(model: nn.Module, example: Mapping[str, Tensor], positional: tuple[st
         The graph in ATen operators, without mutations.
 
     Raises:
-        TraceError: the Python code depends on values, fixes the batch size, or changes the model's state.
+        TraceError: the Python code depends on values, fixes the batch size, or changes the model's state; a
+            ``NotExportableError`` for any other reason.
     """
     names = (*positional, *keywords)
     batch, example = _at_least_two({name: example[name] for name in names})
@@ -56,7 +62,7 @@ def export(model: nn.Module, example: Mapping[str, Tensor], positional: tuple[st
     except TraceError:
         raise
     except Exception as problem:
-        raise TraceError(_explain(problem)) from problem
+        raise _explained(problem) from problem
     shapes = {name: tuple(None if i == 0 and batched[name] else n for i, n in enumerate(example[name].shape)) for name in names}
     return _to_graph(program, model, shapes)
 
@@ -113,23 +119,32 @@ def _without_rule(program: _Program) -> set[Any]:
     return result
 
 
-def _explain(problem: Exception) -> str:
-    origin = origins.failure_origin(problem.__traceback__, _run.__code__) or origins.recorded_origin(str(problem)) or "forward"
-    text = str(problem)
+def _explained(problem: Exception) -> TraceError:
+    line = origins.failure_origin(problem.__traceback__, _run.__code__) or origins.recorded_origin(str(problem))
+    where, text = f"{line}: " if line else "", str(problem)
     if "data-dependent" in text.lower() or "unbacked" in text.lower():
-        return (
-            f"{origin}: Python control flow depends on values, so the model is not one function of its input; "
+        return TraceError(
+            f"{where}Python control flow depends on values, so the model is not one function of its input; "
             "write it with torch.where, torch.clamp or another operator"
         )
-    first = next((line.strip() for line in text.splitlines() if line.strip()), type(problem).__name__)
     if "batch" in text and ("specialized" in text or "Constraints violated" in text):
-        return f"{origin}: forward works for some batch sizes only, so the batch size is baked in: {_constraint(text)}"
-    return f"{origin}: torch.export cannot follow the model either: {type(problem).__name__}: {first}"
+        return TraceError(
+            f"{where}forward works for some batch sizes only ({_batch_sizes(text)}): its code fixes the size of axis 0, as "
+            "a loop over the batch, a branch on its size or a number in view() does; write -1 or x.size(0) for that axis"
+        )
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    if "fake tensor" in text:
+        first = "it cannot see where a value comes from; NumPy, for one, hides that"
+    return NotExportableError(f"{where}torch.export cannot follow the model: {type(problem).__name__}: {first}")
 
 
-def _constraint(text: str) -> str:
-    lines = [line.strip(" -") for line in text.splitlines() if "batch" in line]
-    return next((line for line in lines if "specialized" in line or "must" in line or "=" in line), lines[0])
+def _batch_sizes(text: str) -> str:
+    """Say which batch sizes torch.export found to work, from its own account."""
+    constant = re.search(r"specialized it to be a constant \((\d+)\)", text)
+    if constant:
+        return f"here {constant[1]}"
+    suggested = re.search(r"^ *batch = (.+)$", text, flags=re.M)
+    return f"here {suggested[1].replace('_batch', 'n')} with a whole number n" if suggested else "not every one"
 
 
 def _to_graph(program: _Program, model: nn.Module, shapes: dict[str, tuple[int | None, ...]]) -> Graph:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+_DATA = ".data reads or changes a tensor unseen, so it cannot be followed; write .detach(), and give a changed value a name"
+
 
 class Unfollowable(Exception):
     """Symbolic tracing cannot follow a line whose outcome is fixed by shapes: torch.export may."""
@@ -32,10 +34,14 @@ class TracedProxy(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute that is recorded once it is called or used."""
+        if name == "data" and _depends_on_input(self.node):
+            self.tracer.refuse(_DATA)
         return TracedAttribute(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse: an attribute such as ``.data`` would change the value unseen."""
+        if name == "data":
+            self.tracer.refuse(_DATA)
         if name not in ("node", "tracer", "root", "attr", "_node"):
             self.tracer.halt(f"assigning to the attribute .{name} of a tensor is not supported")
         object.__setattr__(self, name, value)
@@ -75,6 +81,18 @@ class TracedProxy(fx.Proxy):
     def __contains__(self, item: Any) -> bool:
         """Refuse to give a truth value."""
         return self.tracer.concretize(self, "'in' looks at the elements of a value")
+
+
+def _depends_on_input(node: fx.Node) -> bool:
+    seen, waiting = set(), [node]
+    while waiting:
+        step = waiting.pop()
+        if step.op == "placeholder":
+            return True
+        if step not in seen:
+            seen.add(step)
+            waiting += step.all_input_nodes
+    return False
 
 
 class TracedAttribute(TracedProxy, fx.proxy.Attribute):

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from autodual import origins
 from autodual.errors import TraceError
-from autodual.export import export
+from autodual.export import NotExportableError, export
 from autodual.graph import Graph
+from autodual.isolation import restored_model
 from autodual.passes.attributes import spell_attributes
 from autodual.passes.batch_statistics import use_batch_statistics
 from autodual.passes.dead_code import drop_dead_code
@@ -20,7 +22,7 @@ from autodual.passes.items import fuse_items
 from autodual.passes.randomness import refuse_random_numbers
 from autodual.passes.uninitialized import fill_uninitialized
 from autodual.proxies import Unfollowable
-from autodual.symbolic import SymbolicTracer
+from autodual.symbolic import SymbolicTracer, start_of_forward
 
 
 class ExampleNeededError(TraceError):
@@ -52,7 +54,7 @@ def trace(
         raise TraceError(f"{type(model).__name__} is compiled code; pass the nn.Module that it was made from")
     arguments = _example_arguments(model, example)
     positional, keywords = _passed(model, tuple(given) if given is not None else tuple(arguments) or None)
-    problem: Exception | None = None
+    problem: Unfollowable | SharedMemoryError | None = None
     try:
         graph, opaque = _trace_symbolically(model, positional, keywords)
         if not opaque or example is None:
@@ -63,6 +65,8 @@ def trace(
         problem = caught
     try:
         return _trace_by_export(model, arguments, positional, keywords)
+    except NotExportableError as second:
+        raise (second if problem is None else TraceError(f"{_lost(problem)}. {second}")) from problem
     except TraceError as second:
         raise second from problem
 
@@ -82,17 +86,43 @@ def _trace_by_export(
     missing = [name for name in (*positional, *keywords) if not isinstance(arguments.get(name), torch.Tensor)]
     if missing:
         raise TraceError(f"the example needs a tensor for {', '.join(map(repr, missing))}: sizes are read from it")
+    _check_runs(model, arguments, positional, keywords)
     graph = fill_uninitialized(fuse_items(export(model, arguments, positional, keywords)))
     graph = drop_dead_code(use_batch_statistics(graph, model))
     refuse_random_numbers(graph, model)
     return graph
 
 
+def _check_runs(model: nn.Module, arguments: dict[str, Any], positional: tuple[str, ...], keywords: tuple[str, ...]) -> None:
+    """Run the model on its example as a user does: an error of its own is not one of tracing."""
+    inputs = {name: arguments[name].detach().clone() for name in (*positional, *keywords)}
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        with torch.no_grad(), restored_model(model), torch.random.fork_rng(devices=[]):
+            start_of_forward(model, positional, keywords, inputs)
+    except TraceError:
+        raise
+    except Exception as error:
+        line = origins.failure_origin(error.__traceback__, start_of_forward.__code__)
+        shapes = {name: tuple(value.shape) for name, value in inputs.items()}
+        raise TraceError(
+            f"{line or type(model).__name__}: the model itself raises {type(error).__name__} on shapes {shapes}: {error}"
+        ) from error
+    finally:
+        for buffer, value in buffers:
+            buffer.data.copy_(value)
+
+
 def _needs_example(problem: Unfollowable | SharedMemoryError) -> ExampleNeededError:
-    advice = "Pass example_input= (one batch), so that sizes are known and torch.export can follow it"
+    return ExampleNeededError(
+        f"{_lost(problem)}. Pass example_input= (one batch), so that sizes are known and torch.export can follow it"
+    )
+
+
+def _lost(problem: Unfollowable | SharedMemoryError) -> str:
     if isinstance(problem, SharedMemoryError):
-        return ExampleNeededError(f"{problem}. {advice}")
-    return ExampleNeededError(f"{problem.origin}: symbolic tracing cannot follow this line: {problem.reason}. {advice}")
+        return str(problem)
+    return f"{problem.origin}: symbolic tracing cannot follow this line: {problem.reason}"
 
 
 def _example_arguments(model: nn.Module, example: Any) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from autodual.errors import SpecificationError
+from autodual.errors import SpecificationError, TraceError
 from autodual.specification import check_inputs, check_labels, check_rows
+from autodual.trace import trace
 
 CPU = torch.device("cpu")
 META = torch.zeros(2, 3, device="meta")
@@ -47,3 +49,93 @@ def test_inputs_without_a_batch_axis_are_looked_at_too():
     check_inputs({"x": torch.zeros(0, 6)}, ("x",), None)
     with pytest.raises(SpecificationError, match="NaN or infinity, first in example 4"):
         check_inputs({"x": torch.tensor([0.0, 0.0, 0.0, 0.0, float("nan")])}, ("x",), None)
+
+
+class Body(nn.Module):
+    """A model that is one function."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body, self.norm = body, nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        return self.norm(self.body(x))
+
+
+def looped(x):
+    for _ in range(x.size(1)):
+        x = x + 1
+    return x
+
+
+def key_error(x):
+    return looped(x) + {}["bias"]
+
+
+def wrong_shape(x):
+    return looped(x) @ torch.ones(7, 7)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (key_error, r"test_messages\.py:\d+: the model itself raises KeyError on shapes {'x': \(4, 3\)}: 'bias'$"),
+        (wrong_shape, r"the model itself raises RuntimeError .* cannot be multiplied \(4x3 and 7x7\)$"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_an_error_of_the_model_is_not_one_of_tracing(body, message):
+    model = Body(body)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(TraceError, match=message):
+        trace(model, example=torch.rand(4, 3))
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def reads_data(x):
+    return x.data * 2
+
+
+def writes_data(x):
+    y = x * 1
+    y.data = y * 2
+    return y
+
+
+def changes_data(x):
+    y = x * 1
+    y.data.mul_(2)
+    return y
+
+
+@pytest.mark.parametrize("example", [None, torch.rand(4, 3)], ids=["fx", "example"])
+@pytest.mark.parametrize("body", [reads_data, writes_data, changes_data], ids=lambda body: body.__name__)
+def test_data_is_named(body, example):
+    with pytest.raises(TraceError, match=r"test_messages\.py:\d+: \.data reads or changes a tensor unseen"):
+        trace(Body(body), example=example)
+
+
+def test_the_data_of_a_parameter_is_only_a_view():
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return x * self.bias.data
+
+    assert trace(Scaled(3, 3)).output
+
+
+@pytest.mark.parametrize(
+    ("body", "sizes"),
+    [
+        (lambda x: looped(x).view(4, 3), "here 4"),
+        (lambda x: looped(x).view(2, -1, 3).reshape(-1, 3), "here 2*n with a whole number n"),
+        (lambda x: x if x.shape[0] == 4 else -x, "here 4"),
+    ],
+    ids=["view", "halves", "branch"],
+)
+def test_a_batch_size_that_is_baked_in(body, sizes):
+    with pytest.raises(TraceError) as caught:
+        trace(Body(body), example=torch.rand(4, 3))
+    text = str(caught.value)
+    assert f"forward works for some batch sizes only ({sizes})" in text
+    assert "forward: forward" not in text
+    assert "TORCH_LOGS" not in text
