@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+import autodual
+from autodual import Normalize
 from autodual.errors import SpecificationError, TraceError
 from autodual.specification import check_inputs, check_labels, check_rows
 from autodual.trace import trace
@@ -139,3 +141,30 @@ def test_a_batch_size_that_is_baked_in(body, sizes):
     assert f"forward works for some batch sizes only ({sizes})" in text
     assert "forward: forward" not in text
     assert "TORCH_LOGS" not in text
+
+
+def test_normalize_names_the_channels():
+    layer = Normalize([0.5, 0.5, 0.5], (0.2, 0.2, 0.2))
+    for x, found in ((torch.zeros(2, 1, 4, 4), "has 1 in axis 1"), (torch.zeros(3), "has no axis 1")):
+        with pytest.raises(ValueError, match=rf"Normalize has 3 channels, but the input of shape .* {found}"):
+            layer(x)
+    with pytest.raises(RuntimeError, match="Bool"):
+        layer(torch.zeros(2, 3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [([0.0], [1.0, 1.0]), ([0.0], [0.0]), ([float("nan")], [1.0]), ([0.0], [float("inf")]), ([0.0], [-1.0])]
+)
+def test_normalize_refuses_what_is_no_normalisation(mean, std):
+    with pytest.raises(ValueError, match="mean and std need the same length, finite numbers and positive std"):
+        Normalize(mean, std)
+
+
+def test_normalize_takes_whole_numbers_shows_them_and_is_traced():
+    model = nn.Sequential(Normalize([0, 1], torch.tensor([1, 4])), nn.Linear(2, 3))
+    assert "Normalize(mean=(0, 1), std=(1, 4))" in repr(model)
+    x = torch.rand(2, 2)
+    bounds = autodual.certify(model).bounds(x, autodual.LInf(0.0))
+    torch.testing.assert_close(bounds.lower, model(x), atol=1e-5, rtol=1e-5)
+    with pytest.raises(SpecificationError, match="Normalize has 2 channels"):
+        autodual.certify(model).bounds(torch.rand(2, 3), autodual.LInf(0.0))
