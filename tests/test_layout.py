@@ -24,6 +24,7 @@ LEVELS = (
     "training verify certificates estimators",
     "digits support testing",
     "cli",
+    "__main__",
 )
 RANK = {name: rank for rank, names in enumerate(LEVELS) for name in names.split()}
 

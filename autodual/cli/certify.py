@@ -11,7 +11,7 @@ from torch import Tensor
 
 import autodual
 from autodual.cli import output
-from autodual.cli.common import DTYPES, Formatter, add_run_options, positive, progress_bar, radius, require
+from autodual.cli.common import DTYPES, Formatter, add_run_options, fraction, positive, progress_bar, radius, require
 from autodual.cli.evaluation import certify, survives
 from autodual.cli.inputs import add_data_options, add_model_options, load_data, load_model
 from autodual.cli.method_options import add_method_options, method_from
@@ -73,7 +73,7 @@ def add_parser(commands: Any) -> None:
         "--domain", nargs=2, type=float, metavar=("LOW", "HIGH"), help="valid inputs lie in [LOW, HIGH]: tighter, usually 0 1"
     )
     add_method_options(parser)
-    add_run_options(parser)
+    add_run_options(parser, batch=50)
     results = parser.add_argument_group("output")
     results.add_argument(
         "--attack",
@@ -82,10 +82,10 @@ def add_parser(commands: Any) -> None:
         help="also attack by projected gradient descent: the bound from the other side",
     )
     results.add_argument(
-        "--require", type=float, metavar="FRACTION", help="exit with 1 if less is certified at any eps, e.g. 0.9"
+        "--require", type=fraction, metavar="FRACTION", help="exit with 1 if less is certified at any eps, e.g. 0.9"
     )
-    results.add_argument("--json", type=Path, metavar="FILE", help="write settings, totals and every example")
-    results.add_argument("--csv", type=Path, metavar="FILE", help="write one line per example and eps")
+    results.add_argument("--json", type=Path, metavar="FILE", help="write settings, totals and every example (- for stdout)")
+    results.add_argument("--csv", type=Path, metavar="FILE", help="write one line per example and eps (- for stdout)")
     parser.set_defaults(run=run, command="certify")
 
 
@@ -93,10 +93,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Certify, print a table, write the files asked for."""
     arguments.dtype = DTYPES[arguments.dtype]
     method = method_from(arguments)
+    output.check_writable(arguments)
     x, y = load_data(arguments)
     net = autodual.certify(load_model(arguments.model, arguments.weights, arguments.dtype, arguments.device))
     outcomes = _evaluate(net, x, y, method, arguments)
-    require("rich.console", "cli").Console().print(output.table(outcomes, arguments))
+    console = require("rich.console", "cli").Console(stderr=output.STDOUT in (arguments.json, arguments.csv))
+    console.print(output.table(outcomes, arguments))
     output.write(outcomes, arguments)
     if any(outcome.contradictions for outcome in outcomes):
         return 3

@@ -64,6 +64,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def fraction(text: str) -> float:
+    """Read a share between 0 and 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a fraction; write a number from 0 to 1, such as 0.9")
+    return value
+
+
 def device(text: str) -> torch.device:
     """Read a device such as ``cpu`` or ``cuda:0`` and see that it is there."""
     try:
@@ -74,9 +85,10 @@ def device(text: str) -> torch.device:
         raise argparse.ArgumentTypeError(f"device {text!r} cannot be used here: {reason}") from error
 
 
-def add_run_options(parser: argparse.ArgumentParser, batch: int = 50) -> None:
-    """Add the flags that say where and how finely to compute."""
+def add_run_options(parser: argparse.ArgumentParser, batch: int | None = None) -> None:
+    """Add the flags that say where and how to compute, and how many examples at a time where there are examples."""
     group = parser.add_argument_group("computation")
-    group.add_argument("--batch", type=positive, default=batch, metavar="N", help=f"examples at a time (default: {batch})")
+    if batch is not None:
+        group.add_argument("--batch", type=positive, default=batch, metavar="N", help=f"examples at a time (default: {batch})")
     group.add_argument("--device", type=device, default=torch.device("cpu"), help="cpu (default), cuda, cuda:1, ...")
     group.add_argument("--dtype", choices=DTYPES, default="float32", help="floating-point type (default: float32)")

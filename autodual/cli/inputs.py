@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import pickle
 import sys
 import types
 from pathlib import Path
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 
 from autodual import digits
 from autodual.cli.common import CommandError, positive
+
+SAVE = "save model.state_dict() instead: torch.save(model.state_dict(), path)"
+SHOWN = 8  # keys of a file that a message lists
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -115,13 +119,18 @@ def _read_state(path: Path) -> dict[str, Tensor]:
                 return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # corrupt files fail in many ways
-        raise CommandError(f"--weights: cannot read {path}: {str(error).splitlines()[0]}") from error
+        if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
+            reason = f"it holds Python objects, perhaps a whole model, which are not loaded; {SAVE}"
+        else:
+            reason = str(error).splitlines()[0]
+        raise CommandError(f"--weights: cannot read {path}: {reason}") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CommandError(
-            f"--weights: {path} holds no state_dict (a dict of tensors); write it by torch.save(model.state_dict(), path)"
-        )
+    if not isinstance(state, dict):
+        raise CommandError(f"--weights: {path} holds no state_dict (a dict of tensors) but a {type(state).__name__}; {SAVE}")
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        keys = ", ".join(map(str, list(state)[:SHOWN])) + (", ..." if len(state) > SHOWN else "")
+        raise CommandError(f"--weights: {path} holds no state_dict (a dict of tensors): it holds the keys {keys}; {SAVE}")
     return state
 
 
@@ -161,6 +170,8 @@ def load_data(arguments: argparse.Namespace) -> tuple[Tensor, Tensor]:
         return tuple(part[: arguments.limit].to(arguments.device) for part in _digits(arguments.dtype))
     if not path.is_file():
         raise CommandError(f"--data: no such file: {path}")
+    if path.suffix == ".npy":
+        raise CommandError(f"--data: {path} holds one array; put inputs and labels together: np.savez('data.npz', x=x, y=y)")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             names = arrays.files

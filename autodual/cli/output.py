@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
+import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
@@ -17,6 +20,7 @@ from autodual.cli.common import CommandError, require
 from autodual.cli.evaluation import Certification
 
 SETTINGS = ("model", "weights", "data", "norm", "domain", "method", "dtype", "device", "limit", "attack")
+STDOUT = Path("-")
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,25 @@ def table(outcomes: Sequence[Outcome], arguments: argparse.Namespace) -> Any:
     return result
 
 
+def check_writable(arguments: argparse.Namespace) -> None:
+    """See before the work that ``--json`` and ``--csv`` can be written after it.
+
+    Raises:
+        CommandError: a folder is missing, a file cannot be written, or both would go to stdout.
+    """
+    if arguments.json == arguments.csv == STDOUT:
+        raise CommandError("--json - and --csv - cannot both go to stdout; name a file for one of them")
+    for flag, path in (("--json", arguments.json), ("--csv", arguments.csv)):
+        if path is None or path == STDOUT:
+            continue
+        if path.is_dir():
+            raise CommandError(f"{flag}: cannot write {path}: it is a folder")
+        if not path.parent.is_dir():
+            raise CommandError(f"{flag}: cannot write {path}: there is no folder {path.parent}")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise CommandError(f"{flag}: cannot write {path}: no permission")
+
+
 def write(outcomes: Sequence[Outcome], arguments: argparse.Namespace) -> None:
     """Write the files that ``--json`` and ``--csv`` ask for.
 
@@ -117,14 +140,19 @@ def write(outcomes: Sequence[Outcome], arguments: argparse.Namespace) -> None:
                 key.removeprefix("option_"): value for key, value in vars(arguments).items() if key.startswith("option_")
             }
             content = {"settings": settings, "totals": [outcome.totals() for outcome in outcomes], "examples": examples}
-            arguments.json.write_text(json.dumps(content, indent=1, default=str) + "\n")
+            with _opened(arguments.json) as file:
+                file.write(json.dumps(content, indent=1, default=str) + "\n")
         if arguments.csv:
-            with arguments.csv.open("w", newline="") as file:
+            with _opened(arguments.csv) as file:
                 writer = csv.DictWriter(file, ("index", "eps", "label", "predicted", "verdict", "margin"))
                 writer.writeheader()
                 writer.writerows(examples)
     except OSError as error:
         raise CommandError(f"cannot write {error.filename}: {error.strerror}") from error
+
+
+def _opened(path: Path) -> AbstractContextManager[TextIO]:
+    return nullcontext(sys.stdout) if path == STDOUT else path.open("w", newline="")
 
 
 def _share(mask: Tensor) -> float:

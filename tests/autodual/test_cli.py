@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import runpy
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import autodual
 from autodual.cli import common, evaluation, main
@@ -133,6 +135,9 @@ def broken_files(files) -> None:
     (files / "noise.pt").write_bytes(b"noise")
     (files / "noise.npz").write_bytes(b"noise")
     torch.save([1, 2], files / "list.pt")
+    torch.save(nn.Linear(4, 3), files / "model.pt")
+    torch.save({"epoch": 3, "model": {"0.weight": torch.zeros(8, 4)}}, files / "nested.pt")
+    np.save(files / "single.npy", np.zeros((3, 4), np.float32))
     torch.save({"0.weight": torch.zeros(8, 4)}, files / "partial.pt")
     np.savez(files / "short.npz", x=np.zeros((3, 4), np.float32), y=np.zeros(2, np.int64))
     np.savez(files / "flat.npz", x=np.zeros(3, np.float32), y=np.zeros(3, np.int64))
@@ -157,7 +162,14 @@ def broken_files(files) -> None:
         ({"weights": "missing.pt"}, "no such file"),
         ({"weights": "noise.pt"}, "cannot read"),
         ({"weights": "list.pt"}, "holds no state_dict"),
+        ({"weights": "list.pt"}, "but a list; save model.state_dict()"),
+        (
+            {"weights": "model.pt"},
+            "it holds Python objects, perhaps a whole model, which are not loaded; save model.state_dict()",
+        ),
+        ({"weights": "nested.pt"}, "it holds the keys epoch, model; save model.state_dict()"),
         ({"weights": "partial.pt"}, "does not fit"),
+        ({"data": "single.npy"}, "holds one array; put inputs and labels together: np.savez"),
         ({"data": "missing.npz"}, "no such file"),
         ({"data": "noise.npz"}, "cannot read"),
         ({"data": "short.npz"}, "3 inputs but 2 labels"),
@@ -172,7 +184,9 @@ def broken_files(files) -> None:
         ({"scale": ["0"]}, "--scale must be a positive number"),
         ({"method": ["interval"], "walk": ["forward"]}, "--walk is not an option of --method interval"),
         ({"domain": ["1", "0"]}, "domain"),
-        ({"json": ["no/such/folder/a.json"]}, "cannot write"),
+        ({"json": ["no/such/folder/a.json"]}, "--json: cannot write no/such/folder/a.json: there is no folder no/such/folder"),
+        ({"csv": ["."]}, "--csv: cannot write .: it is a folder"),
+        ({"json": ["-"], "csv": ["-"]}, "cannot both go to stdout"),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else "",
 )
@@ -192,7 +206,18 @@ def test_what_is_wrong_takes_one_line(files, capsys, words, message):
 
 
 @pytest.mark.parametrize(
-    "words", [["--eps", "-1"], ["--eps", "nan"], ["--eps", "1/0"], ["--batch", "0"], ["--device", "nowhere"], ["--norm", "l3"]]
+    "words",
+    [
+        ["--eps", "-1"],
+        ["--eps", "nan"],
+        ["--eps", "1/0"],
+        ["--batch", "0"],
+        ["--device", "nowhere"],
+        ["--norm", "l3"],
+        ["--require", "90"],
+        ["--require", "nan"],
+        ["--require", "most"],
+    ],
 )
 def test_what_argparse_refuses(files, capsys, words):
     with pytest.raises(SystemExit) as stop:
@@ -209,6 +234,38 @@ def test_help(command, capsys):
     text = capsys.readouterr().out
     if command == ["certify"]:
         assert all(part in text for part in ("units of --eps", "examples:", "exit code", "8/255", *METHODS))
+
+
+def test_explain_has_no_batch(capsys):
+    with pytest.raises(SystemExit):
+        main(["explain", "--help"])
+    assert "--batch" not in capsys.readouterr().out
+
+
+def test_results_that_cannot_be_written_are_seen_before_the_work(files, monkeypatch):
+    monkeypatch.setattr("autodual.cli.certify.certify", lambda *_, **__: pytest.fail("worked for nothing"))
+    (files / "locked.csv").touch()
+    monkeypatch.setattr("os.access", lambda path, _: "locked" not in str(path))
+    assert certify(files, "--json", str(files / "new" / "a.json")) == 2
+    assert certify(files, "--csv", str(files / "locked.csv")) == 2
+
+
+def test_a_dash_is_stdout(files, capsys):
+    assert certify(files, "--json", "-") == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["totals"][0]["eps"] == 0.01
+    assert "12 examples" in printed.err
+    assert certify(files, "--csv", "-") == 0
+    assert len(list(csv.DictReader(capsys.readouterr().out.splitlines()))) == 12
+
+
+@pytest.mark.parametrize("module", ["autodual", "autodual.cli"])
+def test_python_runs_the_package(module, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["autodual", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module(module, run_name="__main__")
+    assert stop.value.code == 0
+    assert "autodual" in capsys.readouterr().out
 
 
 def test_version(capsys):
