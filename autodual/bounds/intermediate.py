@@ -159,8 +159,13 @@ def in_chunks(
     size = run.rows_per_chunk(name)
     if len(rows) <= size:
         return Deviation(*walk(rows))
-    run.settle()  # a recomputed chunk must find the same cached values as the first time
-    parts = [
-        checkpoint(walk, part, use_reentrant=False) if torch.is_grad_enabled() else walk(part) for part in rows.split(size)
-    ]
-    return Deviation(*(torch.cat(ends) for ends in zip(*parts, strict=True)))
+    if torch.is_grad_enabled():
+        run.settle()  # a recomputed chunk must find the same cached values as the first time
+        parts = [checkpoint(walk, part, use_reentrant=False) for part in rows.split(size)]
+        return Deviation(*(torch.cat(ends) for ends in zip(*parts, strict=True)))
+    # Filled in place: small results kept between large temporaries would fragment the heap, chunk after chunk.
+    found = [torch.empty(len(rows), run.batch, dtype=run.values[name].dtype, device=rows.device) for _ in range(3)]
+    for start in range(0, len(rows), size):
+        for whole, part in zip(found, walk(rows[start : start + size]), strict=True):
+            whole[start : start + size] = part
+    return Deviation(*found)
