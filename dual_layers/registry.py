@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from dual_layers.contract import DualLayer
 
@@ -27,8 +28,11 @@ def register(*keys: Key, override: bool = False) -> Callable[[Rule], Rule]:
         The decorator; it hands the class back unchanged.
 
     Raises:
-        ValueError: a key is taken and ``override`` is false.
+        ValueError: a key is taken and ``override`` is false, or a name is none of a tensor's methods.
     """
+    unknown = [key for key in keys if isinstance(key, str) and not hasattr(Tensor, key)]
+    if unknown:
+        raise ValueError(f"a name stands for a method or attribute of torch.Tensor, and it has no {unknown[0]!r}")
 
     def decorate(rule: Rule) -> Rule:
         for key in keys:
@@ -86,6 +90,8 @@ def spelling(key: Key) -> str:
         return f"torch.ops.{text}"
     module = getattr(key, "__module__", None) or ""
     name = getattr(key, "__qualname__", None) or getattr(key, "__name__", text)
+    if "<locals>" in name and module == F.__name__:  # functions that PyTorch makes of two others, such as F.max_pool1d
+        name = next((public for public, value in vars(F).items() if value is key), name)
     if isinstance(key, type) and module.startswith("torch.nn"):
         return f"nn.{name}"
     if module in ("torch.nn.functional", "torch._C._nn"):

@@ -64,7 +64,12 @@ def check_rule(
 
     Raises:
         RuleError: names rule, sample, seed, check and the worst point.
+        TypeError: ``rule`` is not a class of rules, or has no samples to be checked on.
     """
+    if not (isinstance(rule, type) and issubclass(rule, DualLayer)):
+        raise TypeError(f"check_rule takes the class of a rule, derived from DualLayer, got {rule!r}")
+    if samples is None and "samples" in rule.__abstractmethods__:
+        raise TypeError(f"{rule.__name__} defines no samples(), a classmethod that yields the calls to check it on")
     for sample in rule.samples() if samples is None else samples:
         where = f"{sample.label} ({str(dtype).removeprefix('torch.')}, {device})"
         if sample.error is not None:

@@ -215,3 +215,16 @@ def test_the_reference_shares_nothing_with_the_rule() -> None:
 
     with pytest.raises(RuleError, match="1 forward"):
         check_rule(Overwrites)
+
+
+def test_a_rule_without_samples_is_told_so() -> None:
+    class Unsampled(PiecewiseLinear):
+        def breakpoints(self) -> tuple[float, ...]:
+            return ()
+
+    with pytest.raises(TypeError, match=r"Unsampled defines no samples\(\), a classmethod"):
+        check_rule(Unsampled)
+    with pytest.raises(TypeError, match="takes the class of a rule"):
+        check_rule(nn.ReLU)
+    with pytest.raises(RuleError):  # samples of one's own are enough to find what else is missing
+        check_rule(PiecewiseLinear, samples=Shrink.samples())

@@ -153,3 +153,15 @@ def test_unknown_operators_have_no_rule() -> None:
 
 def test_all_spellings_of_relu_share_a_rule() -> None:
     assert {lookup(key) for key in (nn.ReLU(), F.relu, torch.relu, "relu", torch.ops.aten.relu.default)} == {lookup(F.relu)}
+
+
+@pytest.mark.usefixtures("scratch")
+def test_a_name_that_is_no_method_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"method or attribute of torch\.Tensor, and it has no 'nn\.ReLU'"):
+        register("relu", "nn.ReLU", override=True)
+
+
+def test_functions_made_of_two_others_have_their_public_name() -> None:
+    assert spelling(F.max_pool1d) == "F.max_pool1d"
+    assert spelling(F.adaptive_max_pool2d) == "F.adaptive_max_pool2d"
+    assert spelling(F.relu) == "F.relu"
