@@ -119,7 +119,13 @@ def _row(node: Node, model: nn.Module, run: Run | None) -> Row:
         kind = "affine" if rule.facts.affine else "relaxed"
     bounded = "" if run is None else run.how.get(node.name, "")
     name = rule.__name__ if rule is not None and kind in ("affine", "relaxed") else "-"
-    return Row(node.name, shown, name, _shape(node, run), node.origin or "-", bounded, kind)
+    return Row(node.name, shown, name, _shape(node, run), _source(node, model), bounded, kind)
+
+
+def _source(node: Node, model: nn.Module) -> str:
+    """Return the user's line, or the path of the module where the model has no code of its own."""
+    is_path = node.origin in dict(model.named_modules()) and node.origin != ""
+    return f'module "{node.origin}"' if is_path else node.origin or "-"
 
 
 def _shape(node: Node, run: Run | None) -> str:

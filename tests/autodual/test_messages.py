@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import autodual
 from autodual import Normalize
-from autodual.errors import SpecificationError, TraceError
+from autodual.errors import SpecificationError, TraceError, UnsupportedOperatorError
 from autodual.specification import check_inputs, check_labels, check_rows
 from autodual.trace import trace
 
@@ -168,3 +169,23 @@ def test_normalize_takes_whole_numbers_shows_them_and_is_traced():
     torch.testing.assert_close(bounds.lower, model(x), atol=1e-5, rtol=1e-5)
     with pytest.raises(SpecificationError, match="Normalize has 2 channels"):
         autodual.certify(model).bounds(torch.rand(2, 3), autodual.LInf(0.0))
+
+
+def test_explain_says_module_where_there_is_no_line():
+    net = autodual.certify(nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
+    assert [row.source for row in net.explain().rows[1:]] == ['module "0"', 'module "1"']
+    lines = [row.source for row in autodual.certify(Body(lambda x: x + 1).eval()).explain().rows]
+    assert any(line.startswith("tests/autodual/test_messages.py:") or line.startswith("test_messages.py:") for line in lines)
+
+
+class Pooled(nn.Module):
+    """A function that PyTorch makes of two others."""
+
+    def forward(self, x):
+        return F.adaptive_max_pool2d(x, 2, return_indices=True)[1] + x.mean()
+
+
+def test_an_operator_is_named_as_users_write_it():
+    with pytest.raises(UnsupportedOperatorError, match=r"F\.adaptive_max_pool2d") as caught:
+        autodual.certify(Pooled())
+    assert "<locals>" not in str(caught.value)
