@@ -18,6 +18,17 @@ class RobustLoss(nn.Module):
         network: what ``certify`` returned.
         method: how to bound.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Example:
+        >>> import autodual, torch
+        >>> model = torch.nn.Linear(2, 2, bias=False)
+        >>> _ = torch.nn.init.eye_(model.weight)
+        >>> loss, x, y = RobustLoss(autodual.certify(model)), torch.tensor([[1.0, 0.0]]), torch.tensor([0])
+        >>> loss(x, y, autodual.LInf(0.0)).item() == torch.nn.functional.cross_entropy(model(x), y).item()
+        True
+        >>> worst = torch.nn.functional.cross_entropy(model(torch.tensor([[0.5, 0.5]])), y)
+        >>> torch.allclose(loss(x, y, autodual.LInf(0.5)), worst)  # exact for a linear model; in general an upper bound
+        True
     """
 
     def __init__(self, network: BoundModule, method: str | Method = "dual", reduction: str = "mean") -> None:

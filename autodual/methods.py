@@ -10,7 +10,18 @@ from autodual.errors import SpecificationError
 
 @dataclass(frozen=True)
 class IBP:
-    """``"interval"``: interval arithmetic through the network, the last affine segment merged with the specification."""
+    """``"interval"``: interval arithmetic through the network, the last affine segment merged with the specification.
+
+    Example:
+        >>> import autodual, torch
+        >>> class Gap(torch.nn.Module):  # takes the values 0 to 1 for x from -1 to 3
+        ...     def forward(self, x):
+        ...         return torch.relu(x) - x
+        >>> net, x, region = autodual.certify(Gap()), torch.zeros(1, 1), autodual.Box(-1.0, 3.0)
+        >>> bounds = net.bounds(x, region, method=autodual.IBP())
+        >>> bounds.lower, bounds.upper  # the two terms are taken for independent
+        (tensor([[-3.]]), tensor([[4.]]))
+    """
 
 
 @dataclass(frozen=True)
@@ -22,6 +33,16 @@ class Dual:
             no row of its own: sound, rarely different, much cheaper. Published figures are checked with ``strict=True``.
         walk: ``backward`` sweeps rows from the bounded element to the input; ``forward`` pushes every noise symbol from the
             input on (Algorithm 2). The numbers agree; forwards is cheaper for networks with few inputs.
+
+    Example:
+        >>> import autodual, torch
+        >>> class Gap(torch.nn.Module):  # takes the values 0 to 1 for x from -1 to 3
+        ...     def forward(self, x):
+        ...         return torch.relu(x) - x
+        >>> net, x, region = autodual.certify(Gap()), torch.zeros(1, 1), autodual.Box(-1.0, 3.0)
+        >>> bounds = net.bounds(x, region, method=autodual.Dual(strict=True))
+        >>> bounds.lower, bounds.upper  # two lines of one slope enclose the ReLU
+        (tensor([[-0.7500]]), tensor([[1.]]))
     """
 
     strict: bool = False
@@ -39,6 +60,16 @@ class Adaptive:
 
     Attributes:
         strict: as for ``Dual``.
+
+    Example:
+        >>> import autodual, torch
+        >>> class Gap(torch.nn.Module):  # takes the values 0 to 1 for x from -1 to 3
+        ...     def forward(self, x):
+        ...         return torch.relu(x) - x
+        >>> net, x, region = autodual.certify(Gap()), torch.zeros(1, 1), autodual.Box(-1.0, 3.0)
+        >>> bounds = net.bounds(x, region, method=autodual.Adaptive())
+        >>> bounds.lower, bounds.upper  # the lower line may have another slope than the upper one: here nothing is lost
+        (tensor([[0.]]), tensor([[1.]]))
     """
 
     strict: bool = False

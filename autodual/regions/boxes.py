@@ -71,6 +71,11 @@ class Box(BoxShaped):
     Args:
         lower: a number or a tensor that broadcasts to the input.
         upper: likewise.
+
+    Example:
+        >>> region = Box(0.0, torch.tensor([1.0, 2.0]))  # two intervals, the same for every example
+        >>> region.support(torch.zeros(1, 2), torch.tensor([[[3.0, -4.0]]]))  # the largest 3 a - 4 b
+        tensor([[3.]])
     """
 
     lower: float | Tensor
