@@ -10,6 +10,7 @@ import torch
 
 from autodual.support import support_table, to_markdown
 from dual_layers import registered_rules, registry
+from dual_layers.testing import check_rule
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -21,7 +22,7 @@ def blocks(page: Path) -> list[str]:
 
 def test_the_operator_of_the_guide_passes_the_checker_and_certifies(monkeypatch):
     monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
-    rule, use = blocks(ROOT / "docs" / "adding_an_operator.md")
+    rule, use, *sketches = blocks(ROOT / "docs" / "adding_an_operator.md")
     assert len([line for line in rule.splitlines() if line.strip()]) < 40
     names: dict = {"__name__": "guide"}
     exec(compile(rule, "adding_an_operator.md", "exec"), names)
@@ -30,6 +31,10 @@ def test_the_operator_of_the_guide_passes_the_checker_and_certifies(monkeypatch)
     values = model(0.1 * (2 * torch.rand(1000, 4) - 1))
     assert (bounds.lower <= values).all()
     assert (values <= bounds.upper).all()
+    for sketch in sketches:
+        exec(compile(sketch, "adding_an_operator.md", "exec"), names)
+    for name in ("DualDifference", "DualSquare"):
+        check_rule(names[name])
 
 
 def test_the_table_of_operators_is_up_to_date():
