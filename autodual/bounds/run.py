@@ -122,6 +122,14 @@ class Run:
         slack = ROUNDINGS * self.coarsest * (self.magnitudes(name) + width)
         return Interval(box.lower - slack, box.upper + slack)
 
+    def may_overflow(self) -> Tensor:
+        """Tell for each example whether some value could leave the floats in its region: then nothing is certified."""
+        result = torch.zeros(self.batch, dtype=torch.bool, device=next(iter(self.given.values())).device)
+        for name in self.program.rules:
+            hull = self.hull(name)
+            result = result | ~self.examples(name, hull.lower.isfinite() & hull.upper.isfinite()).all(1)
+        return result
+
     @cached_property
     def coarsest(self) -> float:
         """The largest unit roundoff among the values on the way."""

@@ -643,3 +643,16 @@ def test_loops_over_shapes_use_the_input_as_example_and_retrace_for_other_shapes
                 noise = 0.1 * (2 * torch.rand(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype) - 1)
                 assert found.contains(model(x + noise), 1e-9).all()
             torch.testing.assert_close(net.bounds(x, LInf(0.0)).lower, model(x), rtol=0, atol=1e-9)
+
+
+def test_values_that_may_overflow_are_not_certified():
+    class Overflow(nn.Module):
+        def forward(self, x):
+            h = x[:, :1] * 1e30 * 1e30
+            return torch.cat([h - h + 1, 0 * x[:, 1:]], 1)
+
+    model = Overflow()
+    assert model(torch.ones(1, 2)).isnan().any()
+    report = autodual.certify(model).verify(torch.zeros(1, 2), [0], LInf(1.0))
+    assert report.margins[0, 1] > 0
+    assert not report.certified.any()
