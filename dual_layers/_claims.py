@@ -138,8 +138,11 @@ def _attained(case: Case, layer: Relaxed) -> None:
         if probe.name not in ("random", "straddling", "mixed"):
             continue
         box = probe.boxes[0]
-        shares = torch.linspace(0, 1, 17, dtype=case.dtype, device=case.device)
+        shares = torch.linspace(0, 1, 65, dtype=case.dtype, device=case.device)
         grid = torch.stack([clamp(box.lower + share * box.width, box) for share in shares])
+        if isinstance(layer, PiecewiseLinear) and layer.jumps():  # a jump within rounding of an end counts as inside
+            beside = torch.nextafter(box.lower, box.lower - 1), torch.nextafter(box.upper, box.upper + 1)
+            grid = torch.cat([grid, torch.stack(beside)])
         points = torch.cat([probe.points[0], grid])
         values = torch.cat([probe.values, torch.stack([case.call(z) for z in grid])])
         dense = replace(probe, points=(points,), values=values)
