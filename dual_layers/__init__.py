@@ -11,14 +11,15 @@ from dual_layers.contract import (
 )
 from dual_layers.families import Affine, PiecewiseLinear, Relaxed
 from dual_layers.registry import is_shape_query, keys_of, lookup, register, register_shape_query, registered_rules, spelling
+from dual_layers.smooth import Piece, Smooth
 
-_NOT_FAMILIES = {"contract", "registry", "families", "checks", "testing"}
+_NOT_FAMILIES = {"contract", "registry", "families", "checks", "smooth", "testing"}
 for _module in pkgutil.iter_modules(__path__):  # every family file is imported: a forgotten one cannot go unnoticed
     if _module.name not in _NOT_FAMILIES and not _module.name.startswith("_"):
         importlib.import_module(f"dual_layers.{_module.name}")
 
 __all__ = [
     "INPUT", "NONE", "REAL", "ROUNDED", "UNKNOWN", "Affine", "Call", "Choice", "DualLayer", "Facts", "Guarantee", "Interval",
-    "Offsets", "PiecewiseLinear", "Relaxed", "RuleSample", "Slopes", "Slot", "is_shape_query", "keys_of", "lookup",
-    "probabilistic", "register", "register_shape_query", "registered_rules", "spelling",
+    "Offsets", "Piece", "PiecewiseLinear", "Relaxed", "RuleSample", "Slopes", "Slot", "Smooth", "is_shape_query", "keys_of",
+    "lookup", "probabilistic", "register", "register_shape_query", "registered_rules", "spelling",
 ]

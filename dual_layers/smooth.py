@@ -25,10 +25,10 @@ from dual_layers.families import Relaxed
 ROUNDING = 4.0
 """Roundoffs that an operator's value, its derivative and a product may each be wrong by."""
 
-STEPS = 10
+STEPS = 7
 """Cutting planes tried for a slope; most functions need three."""
 
-CELLS = 128
+CELLS = 256
 """Cells of the table in which a point of given derivative is looked up where a rule has no closed form."""
 
 
@@ -72,7 +72,7 @@ class Smooth(Relaxed):
 
     @abstractmethod
     def derivative(self, z: Tensor) -> Tensor:
-        """Return ``f'(z)``, accurate to a few roundoffs of itself, from either side at a kink."""
+        """Return ``f'(z)``; at a kink, that of the side which is not straight."""
 
     @abstractmethod
     def pieces(self, box: Interval) -> tuple[Piece, ...]:
@@ -88,6 +88,14 @@ class Smooth(Relaxed):
 
     def error(self, z: Tensor) -> Tensor | float:
         """Return how many roundoffs of 1 the operator's value may be wrong by, beyond some of its own size."""
+        return 0.0
+
+    def breakpoints(self) -> tuple[float, ...]:
+        """List the kinks, which are ends of pieces; none by default."""
+        return ()
+
+    def rate_error(self, z: Tensor) -> Tensor | float:
+        """Return how many roundoffs of 1 the derivative may be wrong by, beyond some of its own size."""
         return 0.0
 
     def jumps(self) -> tuple[tuple[float, float, float], ...]:
@@ -202,10 +210,13 @@ class Smooth(Relaxed):
             near, far = torch.maximum(z - reach, left), torch.minimum(z + reach, right)
             near = torch.where(_beyond(self.derivative(near), slope, -side, roundoff), near, left)
             far = torch.where(_beyond(self.derivative(far), slope, side, roundoff), far, right)
-            slack = roundoff * (rate.abs() + slope.abs())
+            slack = roundoff * (rate.abs() + slope.abs() + self.rate_error(z))
             tilt = side * (rate - slope)
             fall = torch.maximum(_product(slack - tilt, far - z), _product(slack + tilt, z - near)).clamp(min=0)
         return self._residual(_Point(z, self.forward(z)), slope, side) - side * fall
+
+
+_Touching = Callable[[Tensor, tuple[Tensor, ...]], _Point]
 
 
 class _Search:
@@ -242,36 +253,36 @@ class _Search:
         """Return the slope of the upper line that is lowest in the middle."""
         return self._single(self.highest, self._search(self.highest, self._held), -1.0)
 
-    def highest(self, slope: Tensor) -> _Point:
+    def highest(self, slope: Tensor, turning: tuple[Tensor, ...]) -> _Point:
         """Return where the upper line of a slope touches."""
-        return self._touching(slope, -1.0)
+        return self._touching(slope, turning, -1.0)
 
-    def lowest(self, slope: Tensor) -> _Point:
+    def lowest(self, slope: Tensor, turning: tuple[Tensor, ...]) -> _Point:
         """Return where the lower line of a slope touches."""
-        return self._touching(slope, 1.0)
+        return self._touching(slope, turning, 1.0)
 
-    def _held(self, slope: Tensor) -> _Point:
+    def _held(self, slope: Tensor, turning: tuple[Tensor, ...]) -> _Point:
         return self.middle
 
     def _point(self, z: Tensor) -> _Point:
         return _Point(z, self.rule.forward(z))
 
-    def _touching(self, slope: Tensor, side: float) -> _Point:
+    def _touching(self, slope: Tensor, turning: tuple[Tensor, ...], side: float) -> _Point:
         found = self.points[0]
-        for candidate in self._candidates(slope, side):
+        for candidate in self._candidates(turning, side):
             better = side * (candidate.value - found.value - slope * (candidate.z - found.z)) < 0
             found = _Point(torch.where(better, candidate.z, found.z), torch.where(better, candidate.value, found.value))
         return found
 
-    def _candidates(self, slope: Tensor, side: float) -> list[_Point]:
+    def _candidates(self, turning: tuple[Tensor, ...], side: float) -> list[_Point]:
         found = list(self.points[1:])
-        for piece, place in zip(self.pieces, self.rule.turning(slope, self.pieces), strict=True):
+        for piece, place in zip(self.pieces, turning, strict=True):
             if piece.bends(side):
-                place = torch.minimum(torch.maximum(place, torch.as_tensor(piece.lower)), torch.as_tensor(piece.upper))
-                found.append(self._point(_clamp(place, self.box.lower, self.box.upper)))
+                left, right = (_clamp(end, self.box.lower, self.box.upper) for end in (piece.lower, piece.upper))
+                found.append(self._point(torch.minimum(torch.maximum(place, left), right)))
         return found
 
-    def _search(self, upper: Callable[[Tensor], _Point], lower: Callable[[Tensor], _Point]) -> Tensor:
+    def _search(self, upper: _Touching, lower: _Touching) -> Tensor:
         left, right = self.points[:2]
         with torch.no_grad():
             slope = torch.zeros_like(left.z)
@@ -282,7 +293,8 @@ class _Search:
                 rising, falling = (left, self.middle), (right, self.middle)
             for _ in range(STEPS):
                 slope = self._cross(falling, rising)
-                touched = upper(slope), lower(slope)
+                turning = self.rule.turning(slope, self.pieces)
+                touched = upper(slope, turning), lower(slope, turning)
                 small = touched[1].z < touched[0].z
                 falling = _choose(small, touched, falling)
                 rising = _choose(small, rising, touched)
@@ -305,12 +317,12 @@ class _Search:
         moved = self.rule.forward(z)
         return _Point(z, torch.where(moved.detach() == point.value, moved, point.value))
 
-    def _single(self, touching: Callable[[Tensor], _Point], slope: Tensor, side: float) -> Tensor:
+    def _single(self, touching: _Touching, slope: Tensor, side: float) -> Tensor:
         """Take the tangent in the middle of the box where that line bounds the function, and the slope found elsewhere."""
         tangent = self._middle_slope()
         with torch.no_grad():
             z, value = self.middle
-            touched = touching(tangent)
+            touched = touching(tangent, self.rule.turning(tangent, self.pieces))
             excess = side * (value - touched.value - tangent * (z - touched.z))
             size = value.abs() + touched.value.abs() + (tangent * z).abs() + (tangent * touched.z).abs()
             supports = excess <= ROUNDING * torch.finfo(z.dtype).eps * size
@@ -369,21 +381,23 @@ def _usable(slope: Tensor, unbounded: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _look_up(derivative: Callable[[Tensor], Tensor], slope: Tensor, piece: Piece, tail: float) -> Tensor:
-    """Find a point of given derivative in a piece: a table, then secants that keep the point between two others."""
+    """Find a point of given derivative in a piece: a table, then secants between points on either side of it."""
     sign = 1.0 if piece.convex else -1.0
-    grid = torch.linspace(max(piece.lower, -tail), min(piece.upper, tail), CELLS + 1, dtype=slope.dtype, device=slope.device)
+    share = torch.linspace(0, 1, CELLS + 1, dtype=slope.dtype, device=slope.device)
+    left, right = max(piece.lower, -tail), min(piece.upper, tail)
+    grid = left + (right - left) * share**2 * (3 - 2 * share)  # finer towards the ends, where the derivative is stationary
     rates, wanted = (sign * derivative(grid)).cummax(0).values, sign * slope.contiguous()
     cell = torch.searchsorted(rates, wanted).clamp(1, CELLS)
-    left, right = grid[cell - 1], grid[cell]
-    under, over = rates[cell - 1] - wanted, rates[cell] - wanted
-    for _ in range(5):
-        run = over - under
-        place = left - under * (right - left) / torch.where(run > 0, run, 1.0)
-        place = torch.minimum(torch.maximum(place, left), right)
+    other, place = grid[cell - 1], grid[cell]
+    against, excess = rates[cell - 1] - wanted, rates[cell] - wanted
+    for _ in range(4):
+        run = excess - against
+        last, before = place, excess
+        place = place - excess * (place - other) / torch.where(run != 0, run, 1.0)
         excess = sign * derivative(place) - wanted
-        high = excess > 0
-        # Illinois: the end that stays counts half, so that the other one moves as well.
-        left, under = torch.where(high, left, place), torch.where(high, 0.5 * under, excess)
-        right, over = torch.where(high, place, right), torch.where(high, excess, 0.5 * over)
+        crossed = excess * before <= 0
+        kept = 1 - excess / torch.where(before != 0, before, 1.0)
+        kept = torch.where(kept > 0, kept, 0.5)  # Anderson and Bjorck: an end that stays counts less, so that it moves too
+        other, against = torch.where(crossed, last, other), torch.where(crossed, before, kept * against)
     place = torch.where(wanted > rates[-1], piece.upper, place)
     return torch.where(wanted < rates[0], piece.lower, place)
