@@ -202,11 +202,7 @@ class L2(RoundBall):
     def excess(self, x: Tensor, v: Tensor) -> Tensor:
         """Return ``eps * ||v||_2``, or the one-dimensional dual where there is a domain."""
         eps = as_limit(self.eps, x)
-        whole = eps * l2_norm(v)
-        if self.domain is None:
-            return whole
-        cut = l2_excess_in_box(flat(v, 2), *self.room(x), eps)
-        return torch.where(cut.isnan(), whole, cut)  # the square of a tiny radius underflows; the whole ball is larger
+        return eps * l2_norm(v) if self.domain is None else l2_excess_in_box(flat(v, 2), *self.room(x), eps)
 
     @staticmethod
     def norm(v: Tensor) -> Tensor:

@@ -69,12 +69,14 @@ def l2_excess_in_box(v: Tensor, below: Tensor, above: Tensor, eps: Tensor) -> Te
     """
     cap = torch.where(v > 0, above, below)
     size = v.abs() * (cap > 0)  # coordinates without room do not move; a product, so that NaN stays NaN
-    positive = eps > 0
-    radius = torch.where(positive, eps, 1)  # a value that keeps the discarded branch finite
+    radius = torch.where(eps > 0, eps, 1)  # a value that keeps the discarded branch finite
     lam = _l2_multiplier(size, cap, radius.unsqueeze(-1))
+    usable = lam.isfinite()  # it overflows for a tiny radius: there the ball's own support is close enough
+    lam = torch.where(usable, lam, 1)
     step = torch.minimum(cap, size / lam.clamp(torch.finfo(size.dtype).tiny))  # lam is 0 where the whole box fits
-    value = 0.5 * lam.squeeze(-1) * radius.square() + (step * (size - 0.5 * lam * step)).sum(-1)
-    return torch.where(positive, value, eps * torch.linalg.vector_norm(size, dim=-1))
+    # A radius times a radius would underflow before lam makes up for it.
+    value = 0.5 * (lam.squeeze(-1) * radius) * radius + (step * (size - 0.5 * lam * step)).sum(-1)
+    return torch.where((eps > 0) & usable.squeeze(-1), value, eps * torch.linalg.vector_norm(size, dim=-1))
 
 
 @torch.no_grad()

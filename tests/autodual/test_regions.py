@@ -391,6 +391,20 @@ def test_messages_start_with_the_name_of_the_argument():
         L2(-1.0).validate(X, "image")
 
 
+@pytest.mark.parametrize("eps", [1e-45, 1.2e-38, 1e-30, 1e-22, 1e-19])
+@pytest.mark.parametrize("ball", [L2, L1])
+def test_tiny_radii_neither_overflow_nor_vanish(ball, eps):
+    x = torch.tensor([[0.5, 0.0, 1.0]])
+    v = torch.tensor([[[3.0, -4.0, 0.0]], [[3e3, 4e3, -1.0]]]).requires_grad_()
+    eps = torch.tensor(eps).requires_grad_()
+    excess = ball(eps, domain=(0.0, 1.0)).excess(x, v)
+    free = v.detach().clone()
+    free[0, 0, 1] = 0  # no room below the second coordinate
+    exact = eps.detach().double() * torch.linalg.vector_norm(free.double(), 2 if ball is L2 else math.inf, dim=-1)
+    torch.testing.assert_close(excess.detach().double(), exact, rtol=1e-5, atol=2e-45 * 3e3)
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(excess.sum(), (v, eps)))
+
+
 @pytest.mark.parametrize("region", [LInf(0.0, domain=(0.0, 1.0)), L2(0.1, domain=(0.0, 1.0)), L1(0.1, domain=(0.0, 1.0))])
 def test_rounding_outside_the_domain_is_forgiven(region):
     x = torch.tensor([[1 + 5e-7, -5e-7]], dtype=torch.float64)
