@@ -159,8 +159,9 @@ def run_model(model: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
     try:
         result = model(**copies)  # a model may write into its inputs; the caller's own must not move
     except (RuntimeError, ValueError, IndexError) as error:
-        shapes = {name: tuple(value.shape) for name, value in arguments.items() if isinstance(value, Tensor)}
-        raise SpecificationError(f"the model does not accept inputs of shape {shapes}: {error}") from error
+        shapes = ", ".join(f"{name} {_shape(value)}" for name, value in arguments.items() if isinstance(value, Tensor))
+        advice = "axis 0 is the batch; for a single example use x[None]"
+        raise SpecificationError(f"the model does not accept inputs of shape {shapes} ({advice}): {error}") from error
     if isinstance(result, (tuple, list)) and len(result) == 1:
         result = result[0]
     if not isinstance(result, Tensor):
@@ -172,6 +173,11 @@ def filled(value: Any) -> Any:
     """Return the value, or one made-up example where an empty batch was given."""
     empty = isinstance(value, Tensor) and value.ndim > 0 and len(value) == 0
     return value.new_zeros(1, *value.shape[1:]) if empty else value
+
+
+def _shape(value: Tensor) -> str:
+    sizes = ["batch", *map(str, value.shape[1:])] if value.ndim else []
+    return f"({', '.join(sizes)})"
 
 
 def _has_nan(value: Any) -> bool:

@@ -523,7 +523,8 @@ class Unsupported(nn.Module):
 
 
 BAD = {
-    "wrong input shape": (lambda n, x: n.bounds(x[:, :2], LInf(0.1)), "does not accept"),
+    "wrong input shape": (lambda n, x: n.bounds(x[:, :2], LInf(0.1)), r"does not accept.*\(batch, 2\)"),
+    "no batch axis": (lambda n, x: n.bounds(x[0], LInf(0.1)), r"axis 0 is the batch.*x\[None\]"),
     "negative eps": (lambda n, x: n.bounds(x, LInf(-0.1)), "eps"),
     "NaN eps": (lambda n, x: n.bounds(x, LInf(float("nan"))), "eps"),
     "NaN in x": (lambda n, x: n.bounds(x * float("nan"), LInf(0.1)), "NaN.*example 0"),
