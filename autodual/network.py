@@ -196,7 +196,7 @@ class BoundModule(nn.Module):
             reduction: ``"mean"``, ``"sum"`` or ``"none"``, as in ``cross_entropy``.
         """
         problem = self._problem(x, region)
-        margins, _, labels = self._margins(problem, y, resolve(method))
+        margins, _, labels = self._margins(problem, y, resolve(method), claim=False)
         if problem.program.has_batch_statistics and problem.batch:  # they move once, as in an ordinary training step
             with torch.no_grad():
                 run_model(self.model, problem.arguments)
@@ -295,7 +295,7 @@ class BoundModule(nn.Module):
             bound_rows(run, resolve(method), None)
         return explain(problem.program.graph, self.model, run or self._run(problem))
 
-    def _margins(self, problem: Problem, y: Any, method: Method) -> tuple[Tensor, Tensor, Tensor]:
+    def _margins(self, problem: Problem, y: Any, method: Method, *, claim: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """Return margins, their float allowance and the labels as a tensor."""
         if len(problem.output_shape) != 2 or problem.outputs < 2:
             raise SpecificationError(
@@ -306,12 +306,12 @@ class BoundModule(nn.Module):
         if problem.batch == 0:
             return problem.empty(problem.outputs), problem.empty(problem.outputs), y
         spec = margin_rows(y, problem.outputs, problem.like)
-        margins, _, allowance = bound_rows(self._run(problem), method, spec, lower_only=True)
+        margins, _, allowance = bound_rows(self._run(problem, claim=claim), method, spec, lower_only=True)
         own = F.one_hot(y, problem.outputs).bool()
         return margins.masked_fill(own, 0.0), allowance.masked_fill(own, 0.0), y
 
     def _problem(self, x: Inputs, region: Regions) -> Problem:
         return self._preparation.problem(x, region)
 
-    def _run(self, problem: Problem) -> Run:
-        return problem.run(self.memory_budget)
+    def _run(self, problem: Problem, *, claim: bool = True) -> Run:
+        return problem.run(self.memory_budget, claim=claim)

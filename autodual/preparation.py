@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
+from types import CellType, FunctionType
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from autodual.compile import Program, compile_graph
@@ -31,7 +35,7 @@ class Preparation:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._graphs: dict[Any, Graph] = {}
-        self._programs: dict[Any, tuple[Program, Placement]] = {}
+        self._programs: dict[Any, tuple[Program, Placement, set[Any]]] = {}
 
     def look_ahead(self) -> None:
         """Trace and compile as far as is possible before the first input is seen.
@@ -61,8 +65,8 @@ class Preparation:
         check_inputs(arguments, tuple(regions), next(self.model.parameters(), None))
         for name, part in regions.items():
             part.validate(arguments[name], name)
-        program, placement = self._program(arguments, tuple(regions))
-        return Problem(self.model, program, placement, arguments, regions)
+        program, placement, separated = self._program(arguments, tuple(regions))
+        return Problem(self.model, program, placement, arguments, regions, separated)
 
     def arguments(self, x: Inputs) -> dict[str, Any]:
         """Name the model's arguments."""
@@ -83,9 +87,10 @@ class Preparation:
         graph = self._graphs.get(key)
         if graph is None or not _fits(graph, arguments or {}):
             graph = self._graphs[key] = trace(self.model, given, arguments)
+            _drop_oldest(self._graphs)
         return graph
 
-    def _program(self, arguments: Mapping[str, Any], perturbed: tuple[str, ...]) -> tuple[Program, Placement]:
+    def _program(self, arguments: Mapping[str, Any], perturbed: tuple[str, ...]) -> tuple[Program, Placement, set[Any]]:
         batch = len(arguments[perturbed[0]])
         kinds = tuple(_kind(value, batch) for value in arguments.values())
         key = (self._mode(), tuple(arguments), perturbed, kinds)
@@ -94,7 +99,9 @@ class Preparation:
             graph = self.graph(tuple(arguments), some)
             sources = tuple(node.name for node in graph.inputs if node.operator in perturbed)
             program = compile_graph(graph, self.model, sources)
-            self._programs[key] = program, validate(program, self.model, some, lambda values: run_model(self.model, values))
+            _drop_oldest(self._programs)
+            placement = validate(program, self.model, some, lambda values: run_model(self.model, values))
+            self._programs[key] = program, placement, set()
         return self._programs[key]
 
     def _mode(self) -> tuple[Any, ...]:
@@ -102,12 +109,52 @@ class Preparation:
         return tuple(_description(module) for module in self.model.modules())
 
 
+def _drop_oldest(cache: dict[Any, Any], most: int = 32) -> None:
+    """Keep a cache small: a model that counts its calls is another one each time."""
+    while len(cache) > most:
+        del cache[next(iter(cache))]
+
+
+_TENSORS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+_DEPTH = 5
+
+
 def _description(module: nn.Module) -> tuple[Any, ...]:
-    """Describe a module by its class, hooks and plain attributes (mode included); tensors are read anew in every run."""
-    own = vars(module)
-    plain = tuple((name, value) for name, value in own.items() if isinstance(value, (bool, int, float, str, type(None))))
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return (type(module), id(own.get("forward")), tuple(map(id, hooks)), plain)
+    """Describe a module by its class, hooks and attributes (mode included); tensors are read anew in every run."""
+    own = {name: value for name, value in vars(module).items() if name not in _TENSORS}
+    classes = [cls for cls in type(module).__mro__ if not cls.__module__.startswith(("torch.", "builtins"))]
+    shared = [{name: value for name, value in vars(cls).items() if not name.startswith("__")} for cls in classes]
+    return (type(module), _plain(own), _plain(shared))
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """Rebuild a setting from hashable parts, so that a change inside it shows; functions count with what they enclose."""
+    if isinstance(value, (bool, int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device)):
+        return (type(value), value)
+    if isinstance(value, (Tensor, nn.Module)) or depth > _DEPTH:
+        return type(value)
+    if isinstance(value, (list, tuple)):
+        return (type(value), *(_plain(item, depth + 1) for item in value))
+    if isinstance(value, (set, frozenset)):
+        return (type(value), frozenset(_plain(item, depth + 1) for item in value))
+    if isinstance(value, Mapping):
+        return (type(value), *((_plain(key, depth + 1), _plain(item, depth + 1)) for key, item in value.items()))
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+        return (value.__code__, _plain((cells, value.__defaults__, value.__kwdefaults__), depth + 1))
+    if isinstance(value, partial):
+        return (partial, _plain((value.func, value.args, value.keywords), depth + 1))
+    if isinstance(value, np.ndarray):
+        return (value.shape, value.dtype.str, value.tobytes())
+    return (type(value), id(value), _plain(getattr(value, "__dict__", None), depth + 1))
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
 
 
 def _by_argument(region: Regions, arguments: Mapping[str, Any]) -> dict[str, Region]:

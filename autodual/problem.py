@@ -27,6 +27,7 @@ class Problem:
         placement: where each node keeps its examples.
         arguments: the model's arguments by name.
         regions: the region of each perturbed argument, by name.
+        separated: sizes of batch and states of buffers for which examples were seen to stay apart; added to.
     """
 
     def __init__(
@@ -36,9 +37,10 @@ class Problem:
         placement: Placement,
         arguments: Mapping[str, Any],
         regions: Mapping[str, Region],
+        separated: set[Any],
     ) -> None:
         self.model, self.program, self.placement = model, program, placement
-        self.arguments, self.regions = arguments, regions
+        self.arguments, self.regions, self.separated = arguments, regions, separated
         self.like: Tensor = arguments[next(iter(regions))]
         self.batch = len(self.like)
 
@@ -106,8 +108,12 @@ class Problem:
         """Bring the model's output to ``(batch, outputs)``; one that is the same for every example may have one row."""
         return output.reshape(len(output), -1)[: self.batch].expand(self.batch, -1)
 
-    def run(self, memory_budget: int) -> Run:
+    def run(self, memory_budget: int, *, claim: bool = True) -> Run:
         """Start a computation of bounds.
+
+        Args:
+            memory_budget: bytes that the rows of one backward walk may take.
+            claim: check all that a claim rests on; in training a loss will do with less.
 
         Raises:
             SpecificationError: the model's output is not finite, or the model takes a batch of one for something else.
@@ -121,16 +127,33 @@ class Problem:
         given = {name: self.arguments[argument] for name, argument in sources.items()}
         placement = self.placement
         run = Run(
-            self.program, self.model, placement.layouts, self.points, regions, given, memory_budget, placement.alone is None
+            self.program,
+            self.model,
+            placement.layouts,
+            self.points,
+            regions,
+            given,
+            memory_budget,
+            placement.alone is None,
+            claim,
         )
         self._check_unchanged(self.outputs_at_centre(), run.values[self.program.graph.output].detach())
-        if not torch.is_grad_enabled():  # a loss is no claim: in training the centre will do
+        if claim:
             for corner in self._corners():
                 traced = evaluate(self.program.graph, self.model, corner)[self.program.graph.output]
-                self._check_unchanged(self.flat(self._model_at(corner)), traced)
-        if self.program.tied and not self.program.has_batch_statistics:
-            check_separate(self.program, self.model, placement.layouts, self.points)
+                self._check_unchanged(self.flat(self._model_at(corner)), traced.detach())
+            self._check_separate()
         return run
+
+    def _check_separate(self) -> None:
+        """Check that this batch's examples do not meet, once for each size of batch and state of the buffers."""
+        if self.program.has_batch_statistics or self.batch < 2:
+            return
+        buffers = tuple((id(buffer), buffer._version) for buffer in self.model.buffers())
+        key = (self.batch, buffers)
+        if self.program.tied or key not in self.separated:
+            check_separate(self.program, self.model, self.placement.layouts, self.points)
+            self.separated.add(key)
 
     def _corners(self) -> Iterator[dict[str, Any]]:
         """Yield the arguments with every perturbed one at an end of its region's box, where that is at hand."""

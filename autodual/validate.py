@@ -48,7 +48,21 @@ def validate(program: Program, model: nn.Module, arguments: Arguments, call: Cal
     Raises:
         TraceError: the graph computes another function, draws random numbers, or mixes examples.
     """
-    probes = Probes(program, arguments)
+    try:
+        return _validate(program, model, Probes(program, arguments), call)
+    except AutoDualError:
+        tables = Probes(program, arguments, tables=True)  # a fixed input may have as many rows as the batch by chance
+        if not any(Probes(program, arguments).is_batched(node) != tables.is_batched(node) for node in program.graph.inputs):
+            raise
+        try:
+            return _validate(program, model, tables, call)
+        except AutoDualError:
+            pass
+        raise
+
+
+def _validate(program: Program, model: nn.Module, probes: Probes, call: Callable[[Arguments], Tensor]) -> Placement:
+    arguments = probes.arguments
     with torch.no_grad(), buffers_kept(model):
         for batch in (2, 3):
             _compare(program, model, call, probes.draw(batch))
@@ -71,10 +85,16 @@ def validate(program: Program, model: nn.Module, arguments: Arguments, call: Cal
 
 
 class Probes:
-    """Random inputs that look like the user's, in any batch size."""
+    """Random inputs that look like the user's, in any batch size.
 
-    def __init__(self, program: Program, arguments: Arguments) -> None:
-        self.program, self.arguments = program, arguments
+    Args:
+        program: the compiled graph.
+        arguments: the user's.
+        tables: take fixed inputs for the same in every batch, even where their first size is the batch's.
+    """
+
+    def __init__(self, program: Program, arguments: Arguments, *, tables: bool = False) -> None:
+        self.program, self.arguments, self.tables = program, arguments, tables
         source = program.graph.by_name[program.sources[0]]
         self.batch = len(arguments[source.operator])
         self.generator = torch.Generator().manual_seed(0)
@@ -82,6 +102,8 @@ class Probes:
     def is_batched(self, node: Node) -> bool:
         """Whether an argument has one entry per example."""
         value = self.arguments[node.operator]
+        if self.tables and node.name not in self.program.sources:
+            return False
         return isinstance(value, Tensor) and value.ndim > 0 and len(value) == self.batch
 
     def draw(self, batch: int) -> dict[str, Any]:

@@ -87,6 +87,8 @@ def _relaxed(run: Run, name: str, nu: Tensor, total: Deviation) -> tuple[Tensor,
 
 
 def _add_penalty(run: Run, name: str, nu: Tensor, lines: Lines, total: Deviation) -> None:
+    if total.magnitude is not None:  # shift and spread may be large where their difference is small
+        total.magnitude = total.magnitude + _contract(run, name, nu.abs(), lines.upper - lines.lower)
     if lines.two_sided:
         shift = _contract(run, name, nu, lines.shift)
         spread = _contract(run, name, nu.abs(), lines.spread)

@@ -49,7 +49,7 @@ def bound_rows(
     penalties = (len(run.lines) + 2) * deviation.lower.abs()
     scale = (rows * run.examples(output, value)[:, None]).abs().sum(-1) + (deviation.magnitude + penalties).T
     allowance = ROUNDINGS * run.coarsest * scale.detach()
-    if not torch.is_grad_enabled():  # a loss is no claim
+    if run.claim:
         allowance = allowance.masked_fill(run.may_overflow()[:, None], torch.inf)
     return _known(lower, -torch.inf), _known(upper, torch.inf), _known(allowance, torch.inf)
 

@@ -70,7 +70,9 @@ class NoiseSymbols:
     def _affine(self, name: str) -> None:
         layer, parents = self.run.layers[name], self.run.program.parents[name]
         self.shifts[name] = layer.linear(*(self.shifts[parent] for parent in parents))
-        self.directions[name] = {owner: torch.func.vmap(layer.linear)(*rows) for owner, rows in self._arriving(name)}
+        self.directions[name] = {
+            owner: torch.func.vmap(layer.linear)(*(part.contiguous() for part in rows)) for owner, rows in self._arriving(name)
+        }
 
     def _relaxed(self, name: str) -> None:
         run, lines, layer = self.run, self.run.lines[name], self.run.layers[name]

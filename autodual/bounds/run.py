@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from autodual.compile import Program
+from autodual.errors import AutoDualError
 from autodual.layout import Layout
 from autodual.primal import evaluate
 from autodual.regions import Region
@@ -63,6 +64,7 @@ class Run:
         given: the values as the user gave them, which the regions refer to, by node name.
         budget: bytes that the rows of one backward walk may take.
         sharing: whether the model takes a batch of one like any other, so that rows may be shared by all examples.
+        claim: whether something will be claimed of the result; a loss claims nothing.
         boxes: bounds of the nodes that needed them, filled in topological order.
         hulls: interval bounds, filled on demand.
         lines: the relaxation of every nonlinear node, filled in topological order.
@@ -77,6 +79,7 @@ class Run:
     given: Mapping[str, Tensor]
     budget: int
     sharing: bool = True
+    claim: bool = True
     boxes: dict[str, Interval] = field(default_factory=dict)
     hulls: dict[str, Interval] = field(default_factory=dict)
     lines: dict[str, Lines] = field(default_factory=dict)
@@ -164,33 +167,38 @@ class Run:
         """Whether one example's transpose of an affine node is every example's.
 
         Constants may depend on the example, or on the size of the batch in ways that a graph does not show. So the layer
-        bound to the first example alone pulls a random row beside the layer of the whole batch.
+        bound to the first example alone must have the very constants of the whole batch's layer; only where sizes differ,
+        as in a reshape, which copies numbers unchanged, a random row must come out equal.
         """
         if name not in self._shareable:
             shareable = self.sharing and self.batch > 1 and name not in self.program.tied
-            self._shareable[name] = shareable and self._pulls_alike(name)
+            with torch.no_grad():
+                self._shareable[name] = shareable and self._pulls_alike(name)
         return self._shareable[name]
 
     def _pulls_alike(self, name: str) -> bool:
-        with torch.no_grad():
-            one, value = self.template, self.values[name]
-            try:
-                shape = tuple(one.values[name].shape)
-                seed = torch.Generator().manual_seed(0)
-                row = torch.randn(1, *shape, generator=seed, dtype=torch.float64).to(value)
-                alone = one.layers[name].transpose(row, one.parents(name))
-            except (RuntimeError, ValueError, IndexError):
+        one, value = self.template, self.values[name]
+        try:
+            own, whole = one.layers[name].call, self.layers[name].call
+            same_numbers, same_tensors = constants_alike((own.args, own.kwargs), (whole.args, whole.kwargs))
+            if not same_tensors:
                 return False
-            layout = self.layouts[name]
-            whole = layout.node(layout.examples(row, 1, 1).expand(-1, self.batch, -1), tuple(value.shape), 1)
-            for parent, part, full in zip(
-                self.program.parents[name], alone, self.layers[name].transpose(whole, self.parents(name)), strict=True
-            ):
-                own, every = one.examples(parent, part, 1), self.examples(parent, full, 1)
-                if own.shape[2:] != every.shape[2:] or not torch.allclose(
-                    own.expand_as(every), every, rtol=0, atol=1e3 * torch.finfo(own.dtype).eps * float(1 + every.abs().max())
-                ):
-                    return False
+            shape = tuple(one.values[name].shape)
+            seed = torch.Generator().manual_seed(0)
+            row = torch.randn(1, *shape, generator=seed, dtype=torch.float64).to(value)
+            alone = one.layers[name].transpose(row, one.parents(name))
+        except (RuntimeError, ValueError, IndexError, AutoDualError):
+            return False
+        layout = self.layouts[name]
+        rows = layout.node(layout.examples(row, 1, 1).expand(-1, self.batch, -1), tuple(value.shape), 1)
+        together = self.layers[name].transpose(rows, self.parents(name))
+        for parent, part, full in zip(self.program.parents[name], alone, together, strict=True):
+            first, every = one.examples(parent, part, 1), self.examples(parent, full, 1)
+            if first.shape[2:] != every.shape[2:]:
+                return False
+            tolerance = 1e3 * torch.finfo(first.dtype).eps * float(1 + every.abs().max()) if same_numbers else 0.0
+            if not torch.allclose(first.expand_as(every), every, rtol=0, atol=tolerance):
+                return False
         return True
 
     def settle(self) -> None:
@@ -247,6 +255,27 @@ class Run:
         widest = max(self.features(parent) for parent in [name, *self.program.rules, *self.program.sources])
         live = 4  # a row at an operator's two ends, and two temporaries of its contraction
         return max(1, self.budget // (live * widest * max(self.batch, 1) * value.element_size()))
+
+
+def constants_alike(own: Any, other: Any) -> tuple[bool, bool]:
+    """Compare two calls' constant arguments: whether all numbers are the same, and whether all tensors are."""
+    if isinstance(own, Tensor) or isinstance(other, Tensor):
+        alike = own is other or (
+            isinstance(own, Tensor) and isinstance(other, Tensor) and own.dtype == other.dtype and torch.equal(own, other)
+        )
+        return True, alike
+    if isinstance(own, Mapping) and isinstance(other, Mapping):
+        own, other = list(own.items()), list(other.items())
+    if isinstance(own, slice) and isinstance(other, slice):
+        own, other = (own.start, own.stop, own.step), (other.start, other.stop, other.step)
+    if isinstance(own, (tuple, list)) and isinstance(other, (tuple, list)):
+        if len(own) != len(other):
+            return False, False
+        pairs = [constants_alike(a, b) for a, b in zip(own, other, strict=True)]
+        return all(numbers for numbers, _ in pairs), all(tensors for _, tensors in pairs)
+    if isinstance(own, float) or isinstance(other, float):  # a factor, never a size
+        return own == other, own == other
+    return own == other, True
 
 
 def identity_rows(width: int, rows: Int[Tensor, " rows"], like: Tensor) -> Float[Tensor, "rows 1 {width}"]:

@@ -1,6 +1,7 @@
 """The public interface: what ``certify`` returns, how it behaves and what it refuses."""
 
 import copy
+import types
 from itertools import pairwise
 
 import pytest
@@ -371,6 +372,9 @@ def test_a_model_changed_after_certify_is_traced_anew(change):
         assert found.contains(model(LInf(2.0).sample(x, generator=generator)), 1e-9).all()
 
 
+GLOBAL = {"slope": 0.0}
+
+
 def test_a_change_that_no_attribute_shows_is_noticed_at_the_corners():
     state = {"slope": 0.0}
 
@@ -378,13 +382,21 @@ def test_a_change_that_no_attribute_shows_is_noticed_at_the_corners():
         def forward(self, x):
             return F.leaky_relu(x, state["slope"])
 
-    model, x = Closure(), torch.ones(2, 3)
-    net = autodual.certify(model)
-    with torch.no_grad():
+    class Global(nn.Module):
+        def forward(self, x):
+            return F.leaky_relu(x, GLOBAL["slope"])
+
+    x = torch.ones(2, 3)
+    nets = [autodual.certify(model) for model in (Closure(), Global())]
+    for net in nets:
         net.bounds(x, LInf(3.0))
-        state["slope"] = 5.0
+    state["slope"] = GLOBAL["slope"] = 5.0
+    try:
+        assert nets[0].bounds(x, LInf(3.0)).lower.max() <= -10, "what a function encloses is seen, and traced anew"
         with pytest.raises(TraceError, match="certify again"):
-            net.bounds(x, LInf(3.0))
+            nets[1].bounds(x, LInf(3.0))
+    finally:
+        GLOBAL["slope"] = 0.0
 
 
 def test_a_model_that_writes_into_its_input_leaves_the_callers_alone():
@@ -657,3 +669,79 @@ def test_values_that_may_overflow_are_not_certified():
     report = autodual.certify(model).verify(torch.zeros(1, 2), [0], LInf(1.0))
     assert report.margins[0, 1] > 0
     assert not report.certified.any()
+
+
+def test_a_large_shift_beside_a_small_margin_is_charged():
+    class Exponential(nn.Module):
+        def forward(self, x):
+            e = x.exp()
+            return torch.cat([e, e * 0 + 0.02], 1)
+
+    centres = torch.linspace(0, 1, 60)[:, None]
+    assert not autodual.certify(Exponential()).verify(centres, [0] * 60, LInf(15.0), "interval").certified.any()
+
+
+class Configured(nn.Module):
+    shared = 0.0
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.c, self.d = nn.Linear(2, 2), [0.0], {"k": {"deep": 0.0}}
+        self.cfg, self.fn = types.SimpleNamespace(k=0.0), lambda h: 0.0 * h
+
+    def forward(self, x):
+        bump = (1 - 2 * (x[:, :1] - 1.5).abs()).relu()
+        size = self.c[0] + self.d["k"]["deep"] + self.cfg.k + self.shared
+        return self.a(x) + (size * bump + self.fn(bump)) * torch.tensor([0.0, 1.0])
+
+
+LOCAL_CHANGES = {
+    "list": lambda m: m.c.__setitem__(0, 50.0),
+    "dict": lambda m: m.d["k"].update(deep=50.0),
+    "namespace": lambda m: setattr(m.cfg, "k", 50.0),
+    "class": lambda m: setattr(Configured, "shared", 50.0),
+    "function": lambda m: setattr(m, "fn", lambda h: 50.0 * h),
+}
+
+
+@pytest.mark.parametrize("change", LOCAL_CHANGES)
+def test_a_change_with_a_local_effect_is_traced_anew(change):
+    model, x = Configured(), torch.zeros(1, 2)
+    with torch.no_grad():
+        model.a.weight.zero_(), model.a.bias.copy_(torch.tensor([1.0, 0.0]))
+    net = autodual.certify(model)
+    assert net.verify(x, [0], LInf(3.0)).certified.all()
+    try:
+        LOCAL_CHANGES[change](model)
+        assert model(torch.tensor([[1.5, 0.0]])).argmax(1).item() == 1
+        assert not net.verify(x, [0], LInf(3.0)).certified.any()
+    finally:
+        Configured.shared = 0.0
+
+
+def test_small_constants_of_each_example_are_not_shared():
+    class Weighted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c, self.d = nn.Linear(4, 6), nn.Linear(3, 3), nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            w = 1e-6 * torch.arange(1, x.shape[0] + 1).view(-1, 1)
+            return self.b((self.d(self.c(self.a(x).relu()) * w) / 1e-6 - 0.3).relu())
+
+    torch.manual_seed(0)
+    model, x = Weighted(), inputs((4,), 8).float()
+    found = autodual.certify(model).bounds(x, LInf(0.3), allow_rounding=True)
+    for _ in range(300):
+        assert found.contains(model(LInf(0.3).sample(x))).all()
+
+
+def test_a_table_with_as_many_rows_as_the_batch():
+    class Table(nn.Module):
+        def forward(self, x, table):
+            return F.relu(x[:, None, :] * table).sum(1)
+
+    x, table = torch.randn(3, 2), torch.randn(3, 2)
+    found = autodual.certify(Table()).bounds((x, table), {"x": LInf(0.1)})
+    for _ in range(100):
+        assert found.contains(Table()(LInf(0.1).sample(x), table), 1e-5).all()

@@ -252,3 +252,25 @@ def test_one_huge_output_does_not_excuse_the_others():
 
     with pytest.raises(TraceError, match="does not compute the model's function"):
         autodual.certify(Masked()).bounds(X, LInf(0.1))
+
+
+def test_examples_that_meet_in_large_batches_or_by_a_changed_buffer():
+    class Indexed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+            self.register_buffer("index", torch.arange(12))
+
+        def forward(self, x):
+            return F.relu(self.linear(x))[self.index[: x.shape[0]]]
+
+    model, x = Indexed(), torch.randn(12, 3)
+    net = autodual.certify(model)
+    net.bounds(x, LInf(0.1))
+    model.index.copy_(torch.arange(12) ^ 1)
+    with pytest.raises(TraceError, match="mixes the examples"):
+        net.bounds(x, LInf(0.1))
+    model.index.copy_(torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 9, 8, 11, 10]))
+    net.bounds(x[:8], LInf(0.1))
+    with pytest.raises(TraceError, match="mixes the examples"):
+        net.bounds(x, LInf(0.1))
