@@ -87,8 +87,11 @@ def _relaxed(run: Run, name: str, nu: Tensor, total: Deviation) -> tuple[Tensor,
 
 
 def _add_penalty(run: Run, name: str, nu: Tensor, lines: Lines, total: Deviation) -> None:
-    if total.magnitude is not None:  # shift and spread may be large where their difference is small
-        total.magnitude = total.magnitude + _contract(run, name, nu.abs(), lines.upper - lines.lower)
+    if total.magnitude is not None:
+        # Shift and spread may be large where their difference is small, and the lines follow a box that was rounded.
+        boxes = [run.magnitudes(parent) for parent in run.program.parents[name]]
+        terms = sum((size for size in boxes if size.shape == lines.lower.shape), start=lines.upper - lines.lower)
+        total.magnitude = total.magnitude + _contract(run, name, nu.abs(), terms)
     if lines.two_sided:
         shift = _contract(run, name, nu, lines.shift)
         spread = _contract(run, name, nu.abs(), lines.spread)

@@ -24,6 +24,7 @@ def relax(run: Run, method: Method, target: str) -> None:
         target: the node that is to be bounded afterwards.
     """
     ancestors = needed(run, target)
+    run.strict = not isinstance(method, IBP) and method.strict
     symbols = NoiseSymbols(run) if isinstance(method, Dual) and method.walk == "forward" else None
     for name in run.program.relaxed:
         if name not in ancestors:

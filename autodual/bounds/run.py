@@ -65,6 +65,7 @@ class Run:
         budget: bytes that the rows of one backward walk may take.
         sharing: whether the model takes a batch of one like any other, so that rows may be shared by all examples.
         claim: whether something will be claimed of the result; a loss claims nothing.
+        strict: whether boxes stay as the formulas give them; the allowance alone covers rounding then.
         boxes: bounds of the nodes that needed them, filled in topological order.
         hulls: interval bounds, filled on demand.
         lines: the relaxation of every nonlinear node, filled in topological order.
@@ -80,6 +81,7 @@ class Run:
     budget: int
     sharing: bool = True
     claim: bool = True
+    strict: bool = False
     boxes: dict[str, Interval] = field(default_factory=dict)
     hulls: dict[str, Interval] = field(default_factory=dict)
     lines: dict[str, Lines] = field(default_factory=dict)
@@ -110,8 +112,9 @@ class Run:
 
     def magnitudes(self, name: str) -> Tensor:
         """Return the size of the terms that add up to a node's values: what float rounding is proportional to."""
-        layer, value = self.layers[name], self.values[name].detach().abs()
-        if not layer.facts.affine:
+        value = self.values[name].detach().abs()
+        layer = self.layers.get(name)
+        if layer is None or not layer.facts.affine:
             return value
         around = (Interval(-point, point) for point in (point.detach().abs() for point in self.parents(name)))
         return value + layer.interval(*around).radius.detach()
@@ -119,7 +122,7 @@ class Run:
     def rounded(self, name: str, box: Interval) -> Interval:
         """Move a box' ends outwards by what float rounding may have cost them; moving elements about costs nothing."""
         facts = self.layers[name].facts
-        if not facts.affine or (facts.monotone and facts.injective):
+        if self.strict or not facts.affine or (facts.monotone and facts.injective):
             return box
         width = box.width.detach().nan_to_num(posinf=0.0)
         slack = ROUNDINGS * self.coarsest * (self.magnitudes(name) + width)
