@@ -26,7 +26,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "AutoDual needs Python 3.11 or newer; name one: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) '$(TORCH)'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps '$(TORCH)' 2>/dev/null \
+	  || $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --extra-index-url $(TORCH_INDEX) '$(TORCH)'
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
