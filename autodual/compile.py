@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from torch import nn
 
 from autodual.errors import SpecificationError, UnsupportedOperatorError
+from autodual.expand import Expansion
 from autodual.graph import Graph, ModuleRef, Node, Ref, references, substitute
 from autodual.leaves import is_leaf
 from autodual.primal import is_attribute_access, operator_of
-from dual_layers import UNKNOWN, Call, DualLayer, Slot, is_shape_query, lookup, spelling
+from dual_layers import UNKNOWN, Call, Composite, DualLayer, Slot, cases, choose, is_shape_query, spelling
 from dual_layers.shape import SHAPE_ATTRIBUTES
 
 ADVICE = "register a rule: docs/adding_an_operator.md"
+
+
+@dataclass(frozen=True)
+class Enclosure:
+    """A composite call that was replaced by its parts: its node, its rule and the perturbed nodes it reads."""
+
+    node: Node
+    rule: type[Composite]
+    parents: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,8 @@ class Program:
         parents: for each of those, the perturbed nodes it reads, in slot order.
         tied: nodes whose constant arguments depend on the data (a fixed input, batch statistics), so that their
             dual differs from example to example.
+        enclosures: for the last part of a composite operator, the calls that it stands for: their rules may bound it more
+            tightly by intervals than its parts do.
     """
 
     graph: Graph
@@ -37,6 +49,7 @@ class Program:
     rules: Mapping[str, type[DualLayer]]
     parents: Mapping[str, tuple[str, ...]]
     tied: frozenset[str]
+    enclosures: Mapping[str, tuple[Enclosure, ...]] = field(default_factory=dict)
 
     @cached_property
     def relaxed(self) -> tuple[str, ...]:
@@ -54,22 +67,33 @@ class Program:
         Raises:
             SpecificationError: the module behind the node was replaced since the model was traced.
         """
-        node, rule = self.graph.by_name[name], self.rules[name]
-        operator = operator_of(node, model)
-        if lookup(operator) is not rule or (isinstance(operator, nn.Module) and not is_leaf(operator)):
-            raise SpecificationError(
-                f'the module behind node "{name}" at {node.origin} was replaced: call autodual.certify again'
-            )
-        return rule(_call(node, operator, self.parents[name], values.__getitem__))
+        return _bound(self.graph.by_name[name], self.rules[name], self.parents[name], model, values)
+
+    def bind_enclosures(self, name: str, model: nn.Module, values: Mapping[str, Any]) -> tuple[DualLayer, ...]:
+        """Instantiate the composite calls that a node is the last part of."""
+        return tuple(_bound(each.node, each.rule, each.parents, model, values) for each in self.enclosures.get(name, ()))
 
 
-def compile_graph(graph: Graph, model: nn.Module, sources: tuple[str, ...]) -> Program:
+def _bound(
+    node: Node, rule: type[DualLayer], parents: tuple[str, ...], model: nn.Module, values: Mapping[str, Any]
+) -> DualLayer:
+    operator = operator_of(node, model)
+    if rule not in cases(operator) or (isinstance(operator, nn.Module) and not is_leaf(operator)):
+        raise SpecificationError(
+            f'the module behind node "{node.name}" at {node.origin} was replaced: call autodual.certify again'
+        )
+    return rule(_call(node, operator, parents, values.__getitem__))
+
+
+def compile_graph(graph: Graph, model: nn.Module, sources: tuple[str, ...], values: Mapping[str, Any] | None = None) -> Program:
     """Find the rule of every node that depends on the perturbed inputs.
 
     Args:
         graph: the traced model.
         model: where leaf modules are looked up.
         sources: names of the perturbed input nodes.
+        values: a value for every node; sizes are read from them when composite operators are replaced by their parts.
+            Without values they stay, which is enough to see what is supported.
 
     Returns:
         The program that the walks interpret.
@@ -80,8 +104,12 @@ def compile_graph(graph: Graph, model: nn.Module, sources: tuple[str, ...]) -> P
     perturbed, data, tied = set(sources), {node.name for node in graph.inputs}, set()
     rules: dict[str, type[DualLayer]] = {}
     parents: dict[str, tuple[str, ...]] = {}
-    unsupported = []
-    for node in graph.nodes:
+    enclosures: dict[str, tuple[Enclosure, ...]] = {}
+    expansion = None if values is None else Expansion(model, values)
+    unsupported, nodes, waiting = [], [], list(reversed(graph.nodes))
+    while waiting:
+        node = waiting.pop()
+        nodes.append(node)
         if node.kind != "call" or _is_shape_query(node, perturbed):
             continue
         if data.intersection(node.parents):
@@ -94,15 +122,20 @@ def compile_graph(graph: Graph, model: nn.Module, sources: tuple[str, ...]) -> P
         if any(parent in data and parent not in perturbed for parent in node.parents):
             tied.add(node.name)
         operator = operator_of(node, model)
-        rule = lookup(operator)
-        reason = ADVICE if rule is None else rule.refuse(_call(node, operator, own, lambda _: UNKNOWN))
-        if rule is None or reason is not None:
-            unsupported.append((spelling(operator), node.name, node.origin, reason))
+        rule, reason = choose(_call(node, operator, own, lambda _: UNKNOWN))
+        if rule is None:
+            unsupported.append((spelling(operator), node.name, node.origin, reason or ADVICE))
+        elif expansion is not None and issubclass(rule, Composite):
+            nodes.pop()
+            waiting += reversed(expansion.parts(node, rule, operator))
+            enclosures[node.name] = (*enclosures.get(node.name, ()), Enclosure(node, rule, own))
         else:
             rules[node.name] = rule
     if unsupported:
         raise UnsupportedOperatorError(unsupported)
-    return Program(graph, sources, rules, parents, frozenset(tied))
+    constants = graph.constants if expansion is None else {**graph.constants, **expansion.constants}
+    whole = replace(graph, nodes=tuple(nodes), constants=constants)
+    return Program(whole, sources, rules, parents, frozenset(tied), enclosures)
 
 
 def _call(node: Node, operator: Any, parents: tuple[str, ...], constant: Any) -> Call:

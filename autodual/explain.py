@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from autodual.bounds.run import Run
 from autodual.graph import Graph, Node
 from autodual.primal import operator_of
-from dual_layers import lookup, spelling
+from dual_layers import DualLayer, lookup, spelling
 
 COLUMNS = ("node", "operator", "rule", "shape", "source", "bounded by")
 COLOURS = {"input": "#cfe8cf", "affine": "#e8eef7", "relaxed": "#f9d9c0", "constant": "#eeeeee"}
@@ -105,7 +105,7 @@ def explain(graph: Graph, model: nn.Module, run: Run | None = None) -> Explanati
 def _row(node: Node, model: nn.Module, run: Run | None) -> Row:
     if node.kind == "call":
         operator = operator_of(node, model)
-        rule, shown = lookup(operator), spelling(operator)
+        rule, shown = _rule(node, operator, run), spelling(operator)
     else:
         rule, shown = None, node.kind
     if node.item is not None:
@@ -120,6 +120,11 @@ def _row(node: Node, model: nn.Module, run: Run | None) -> Row:
     bounded = "" if run is None else run.how.get(node.name, "")
     name = rule.__name__ if rule is not None and kind in ("affine", "relaxed") else "-"
     return Row(node.name, shown, name, _shape(node, run), _source(node, model), bounded, kind)
+
+
+def _rule(node: Node, operator: object, run: Run | None) -> type[DualLayer] | None:
+    """Return the rule that was chosen for a node, or the operator's first where nothing is known of the inputs yet."""
+    return lookup(operator) if run is None else run.program.rules.get(node.name, lookup(operator))
 
 
 def _source(node: Node, model: nn.Module) -> str:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 import inspect
 import operator as python_operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import fx
+from torch.utils import _pytree as pytree
 
 import dual_layers
-from autodual.graph import ModuleRef
+from autodual.graph import ModuleRef, Ref, plain_arguments
 
 # Results that are Python values, not tensors, whatever the registry says about them.
 _PLAIN_METHODS = frozenset(
@@ -117,9 +119,24 @@ def returns_tensor(operator: Any, args: tuple[Any, ...], from_tensor: bool) -> b
     return True
 
 
-def returns_tuple(operator: Any) -> bool:
-    """Whether an operator with a rule returns a tuple of tensors, of which the rule stands for one."""
-    rule = None if isinstance(operator, ModuleRef) else dual_layers.lookup(operator)
+def returns_tuple(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call of an operator with rules returns a tuple of tensors, of which its rule stands for one.
+
+    Tensors among the arguments are nodes of a trace; whether they depend on the input is not known yet.
+    """
+    rules = () if isinstance(operator, ModuleRef) else dual_layers.cases(operator)
+    if len({rule.facts.outputs_tuple for rule in rules}) < 2:
+        return bool(rules) and rules[0].facts.outputs_tuple
+    found: list[dual_layers.Slot] = []
+
+    def place(value: Any) -> Any:
+        if isinstance(value, (fx.Node, Ref)):
+            found.append(dual_layers.Slot(len(found)))
+            return found[-1]
+        return value
+
+    call = dual_layers.Call(operator, pytree.tree_map(place, plain_arguments(args)), pytree.tree_map(place, dict(kwargs)))
+    rule, _ = dual_layers.choose(call)
     return rule is not None and rule.facts.outputs_tuple
 
 

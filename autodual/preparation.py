@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from autodual.compile import Program, compile_graph
 from autodual.errors import SpecificationError, UnsupportedOperatorError
 from autodual.graph import Graph
+from autodual.primal import evaluate
 from autodual.problem import Problem, filled, run_model
 from autodual.regions import Region
 from autodual.specification import check_inputs
 from autodual.trace import ExampleNeededError, trace
-from autodual.validate import Placement, validate
+from autodual.validate import Placement, Probes, buffers_kept, validate
+from dual_layers import Composite
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 Regions = Region | Mapping[str, Region]
@@ -98,11 +100,20 @@ class Preparation:
             some = {name: filled(value) for name, value in arguments.items()}
             graph = self.graph(tuple(arguments), some)
             sources = tuple(node.name for node in graph.inputs if node.operator in perturbed)
-            program = compile_graph(graph, self.model, sources)
+            program = self._compiled(graph, sources, some)
             _drop_oldest(self._programs)
             placement = validate(program, self.model, some, lambda values: run_model(self.model, values))
             self._programs[key] = program, placement, set()
         return self._programs[key]
+
+    def _compiled(self, graph: Graph, sources: tuple[str, ...], arguments: Mapping[str, Any]) -> Program:
+        """Compile a graph; composite operators are replaced by their parts for the sizes at hand."""
+        program = compile_graph(graph, self.model, sources)
+        if not any(issubclass(rule, Composite) for rule in program.rules.values()):
+            return program
+        with torch.no_grad(), buffers_kept(self.model):  # two examples, so that an axis of size one is no batch
+            values = evaluate(graph, self.model, Probes(program, arguments).draw(2))
+        return compile_graph(graph, self.model, sources, values)
 
     def _mode(self) -> tuple[Any, ...]:
         """Describe the model as far as a graph may depend on it: what each module is, and its settings."""

@@ -105,7 +105,7 @@ class SymbolicTracer(fx.Tracer):
         from_tensor = any(parent["tensor"] for parent in parents)
         node.meta["origin"] = "" if kind == "placeholder" else self.here()
         node.meta["tensor"] = not is_call or operators.returns_tensor(target, args, from_tensor)
-        node.meta["tuple"] = is_call and operators.returns_tuple(target)
+        node.meta["tuple"] = is_call and operators.returns_tuple(target, args, kwargs)
         node.meta["values"] = not is_call or (not operators.ignores_values(target, args) and any(p["values"] for p in parents))
         return node
 

@@ -231,6 +231,8 @@ def check_facts(case: Case) -> None:
             moved = case.call(torch.where(kept, first.points[0][0], first.points[0][1]), *(z[1] for z in first.points[1:]))
             what = "positionwise is declared, but another position or another input matters"
             same(moved[kept], first.values[0][kept], first.allowance[kept], what)
+    if facts.selection:
+        require(bool(((case.matrix != 0).sum(1) <= 1).all()), "selection is declared, but A has two entries in a row")
     if facts.injective:
         hits = case.matrix != 0
         require(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dual_layers._probes import Boxes, Case, Tensors, prepare
 from dual_layers.contract import Call, DualLayer, Interval, RuleSample, Slopes
-from dual_layers.families import Affine, Relaxed
+from dual_layers.families import Affine, Composite, Relaxed
 from dual_layers.testing import RuleError, check_rule
 
 Verdict = Literal["caught", "equivalent", "survived"]
@@ -62,6 +62,10 @@ class Outcome:
 def mutants(rule: type[DualLayer]) -> Iterator[Mutant]:
     """Yield every mutant that makes sense for a rule's family."""
     yield _after(rule, "forward times 1.05", "forward", lambda out: 1.05 * out)
+    if issubclass(rule, Composite):
+        yield _after(rule, "composition times 1.05", "composed", lambda out: 1.05 * out)
+        if rule.interval is Composite.interval:
+            return
     yield _after(rule, "sides swapped", "interval", lambda box: replace(box, lower=box.upper, upper=box.lower))
     yield _after(rule, "interval 5 % too narrow", "interval", _narrow)
     if issubclass(rule, Affine):
@@ -104,14 +108,15 @@ def _affine_mutants(rule: type[Affine]) -> Iterator[Mutant]:
 
 
 def _relaxed_mutants(rule: type[Relaxed]) -> Iterator[Mutant]:
-    def steep(self: Relaxed, nu: Tensor, slopes: Slopes) -> Tensors:  # after the offsets: before, it would be sound
+    def steep(
+        self: Relaxed, nu: Tensor, slopes: Slopes, inputs: Tensors
+    ) -> Tensors:  # after the offsets: before, it would be sound
         upper = tuple(1.05 * slope for slope in slopes.upper)
-        return rule.pull(
-            self, nu, Slopes(upper, upper) if slopes.parallel else Slopes(tuple(1.05 * s for s in slopes.lower), upper)
-        )
+        wrong = Slopes(upper, upper) if slopes.parallel else Slopes(tuple(1.05 * s for s in slopes.lower), upper)
+        return rule.pull(self, nu, wrong, inputs)
 
-    def swapped(self: Relaxed, nu: Tensor, slopes: Slopes) -> Tensors:
-        return rule.pull(self, nu, Slopes(slopes.upper, slopes.lower))
+    def swapped(self: Relaxed, nu: Tensor, slopes: Slopes, inputs: Tensors) -> Tensors:
+        return rule.pull(self, nu, Slopes(slopes.upper, slopes.lower), inputs)
 
     def settled(self: Relaxed, bounds: Boxes) -> Tensor:
         return torch.zeros_like(rule.undecided(self, bounds))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dual_layers.checks import tolerance_of, worst_index
 from dual_layers.contract import UNKNOWN, Call, Choice, DualLayer, Interval, Offsets, RuleSample, Slopes
-from dual_layers.families import Affine, PiecewiseLinear, Relaxed
+from dual_layers.families import Affine, Composite, PiecewiseLinear, Relaxed
 
 CHOICES: tuple[Choice, ...] = ("parallel", "adaptive")
 ROWS = 48  # one-hot rows tried per sign; all outputs of a small sample
@@ -286,6 +286,10 @@ class Case:
 
     def outputs(self, layer: DualLayer, boxes: Boxes, nu: Tensor, tangents: Tensors) -> dict[str, Tensors]:
         """Ask a layer for everything it can say about one box, by name."""
+        if isinstance(layer, Composite):
+            enclosure = layer.interval(*boxes)
+            composed: dict[str, Tensors] = {"composition": (layer.composed(*(box.center for box in boxes)),)}
+            return composed if enclosure is None else {**composed, "interval": _ends(enclosure)}
         said: dict[str, Tensors] = {"interval": _ends(layer.interval(*boxes))}
         if isinstance(layer, Affine):
             said["linear"] = (layer.linear(*tangents),)
@@ -297,7 +301,7 @@ class Case:
                 slopes = layer.slopes(boxes, choice)
                 said[f"{choice} slopes"] = (*slopes.lower, *slopes.upper)
                 said[f"{choice} offsets"] = _ends(layer.conjugate(slopes, boxes))
-                said[f"{choice} nu_in"] = tuple(layer.pull(nu, slopes))
+                said[f"{choice} nu_in"] = tuple(layer.pull(nu, slopes, tangents))
         return said
 
 
@@ -323,7 +327,7 @@ def flat(tensors: Tensors) -> Tensor:
 def slack(case: Case, layer: Relaxed, probe: Probe, nu: Tensor, slopes: Slopes) -> tuple[Tensor, Tensor]:
     """Return ``nu.f(z) - (nu_in.z - h)``, which must not be negative, and its allowance; ``[rows, points]`` each."""
     offsets = layer.conjugate(slopes, probe.boxes)
-    pulled = tuple(layer.pull(nu, slopes))
+    pulled = tuple(layer.pull(nu, slopes, tuple(z[0] for z in probe.points)))
     for part, shape in zip(pulled, case.sample.shapes, strict=True):
         require(tuple(part.shape) == (len(nu), *shape), f"nu_in has shape {tuple(part.shape)}, expected {(len(nu), *shape)}")
     nu_out, nu_in, values, z = flat((nu,)), flat(pulled), flat((probe.values,)), flat(probe.points)

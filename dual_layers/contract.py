@@ -102,6 +102,8 @@ class Facts:
             Coordinates that vary independently still do afterwards.
         elementwise: affine and element by element after broadcasting: positionwise and injective wherever the output has
             its single input's shape.
+        selection: affine with at most one non-zero per row: every output element is one input element, scaled and shifted.
+            Implied by injective and by elementwise with one input; said of repetitions such as overlapping windows.
         exact_when_stable: the relaxation is exact wherever ``undecided`` is false.
         aliases: the result may share memory with an input, so mutating one may change the other.
         outputs_tuple: the operator returns a tuple; the layer stands for one of its items.
@@ -113,6 +115,7 @@ class Facts:
     positionwise: bool = False
     injective: bool = False
     elementwise: bool = False
+    selection: bool = False
     exact_when_stable: bool = False
     aliases: bool = False
     outputs_tuple: bool = False

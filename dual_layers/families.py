@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from itertools import chain, combinations
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dual_layers.contract import Choice, DualLayer, Facts, Interval, Offsets, Slopes
+from dual_layers.contract import Call, Choice, DualLayer, Facts, Interval, Offsets, Slopes, fill
 
 Points = list[tuple[Tensor, Tensor]]
 
@@ -86,8 +87,17 @@ class Relaxed(DualLayer):
         """Tell which elements tighter bounds could still help; elsewhere the relaxation is exact."""
         return torch.ones_like(bounds[0].lower, dtype=torch.bool)
 
-    def pull(self, nu: Tensor, slopes: Slopes) -> tuple[Tensor, ...]:
-        """Return ``nu_in = slope_lo * [nu]_+ - slope_up * [nu]_-`` for every perturbed input."""
+    def pull(self, nu: Tensor, slopes: Slopes, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return ``nu_in = slope_lo * [nu]_+ - slope_up * [nu]_-`` for every perturbed input.
+
+        Args:
+            nu: ``[rows, *output shape]``.
+            slopes: of both sides.
+            inputs: one tensor per perturbed input; only shape, dtype and device matter.
+
+        Returns:
+            One ``[rows, *input shape]`` tensor per perturbed input.
+        """
         if slopes.parallel:
             return tuple(nu * slope for slope in slopes.lower)
         positive, negative = nu.clamp(min=0), nu.clamp(max=0)
@@ -96,6 +106,57 @@ class Relaxed(DualLayer):
     def push(self, slopes: tuple[Tensor, ...], points: tuple[Tensor, ...]) -> Tensor:
         """Apply one side's slopes to one point per perturbed input; the points may have a leading axis of rows."""
         return sum(slope * point for slope, point in zip(slopes, points, strict=True))
+
+
+class Composite(DualLayer):
+    """An operator that is written in others: its dual network is theirs.
+
+    A call that depends on the input is replaced by ``compose`` before anything is bounded, so that back-substitution
+    sees every part. What interval arithmetic over the parts would miss is given by ``interval``.
+    """
+
+    source: ClassVar[str] = "design, section 1: compositions"
+
+    @staticmethod
+    @abstractmethod
+    def compose(*args: Any, **kwargs: Any) -> Any:
+        """Compute the operator from operators that have rules; its arguments are those of every spelling.
+
+        Sizes of tensors are concrete. The batch may stand in any axis that the call leaves alone, and its size must not
+        be used.
+        """
+
+    def composed(self, *inputs: Any) -> Any:
+        """Run the composition on these inputs, with the call's other arguments."""
+        result = self.compose(**fill(vars(self.arguments), inputs))
+        return result if self.call.item is None else result[self.call.item]
+
+    @classmethod
+    def parameters(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Name the arguments as ``compose`` does."""
+        bound = inspect.signature(cls.compose).bind(*args, **kwargs)
+        bound.apply_defaults()
+        return dict(bound.arguments)
+
+    @classmethod
+    def from_module(cls, module: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Name the arguments of the module's call, and read the others off the module, under the names of ``compose``."""
+        bound = inspect.signature(cls.compose).bind_partial(*args, **kwargs)
+        own = {name: getattr(module, name) for name in inspect.signature(cls.compose).parameters if hasattr(module, name)}
+        return cls.parameters(**{**own, **bound.arguments})
+
+    @classmethod
+    def refuse(cls, call: Call) -> str | None:
+        """Refuse arguments that are not known by name."""
+        try:
+            _ = cls(call).arguments
+        except TypeError as error:
+            return f"this spelling's arguments are not supported: {error}"
+        return None
+
+    def interval(self, *boxes: Interval) -> Interval | None:
+        """Enclose the whole more tightly than its parts do, or give None where nothing better is known."""
+        return None
 
 
 class PiecewiseLinear(Relaxed):

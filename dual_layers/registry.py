@@ -8,27 +8,29 @@ from typing import Any, TypeVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dual_layers.contract import DualLayer
+from dual_layers.contract import Call, DualLayer
 
 Key = Any  # a module class, a function or torch.ops overload, or a tensor method's name
 Rule = TypeVar("Rule", bound=type[DualLayer])
 
-_RULES: dict[Key, type[DualLayer]] = {}
+_RULES: dict[Key, list[type[DualLayer]]] = {}
 _SHAPE_QUERIES: set[Key] = set()
 
 
-def register(*keys: Key, override: bool = False) -> Callable[[Rule], Rule]:
+def register(*keys: Key, override: bool = False, case: bool = False) -> Callable[[Rule], Rule]:
     """Register a rule under every spelling of its operator.
 
     Args:
         *keys: module classes, functions, ``torch.ops`` overloads and names of tensor methods.
         override: replace an existing registration instead of refusing.
+        case: a further case of operators that may have rules already, for calls that those refuse: a product has one rule
+            for a constant factor, another for two factors that depend on the input.
 
     Returns:
         The decorator; it hands the class back unchanged.
 
     Raises:
-        ValueError: a key is taken and ``override`` is false, or a name is none of a tensor's methods.
+        ValueError: a key is taken and neither ``override`` nor ``case`` is set, or a name is none of a tensor's methods.
     """
     unknown = [key for key in keys if isinstance(key, str) and not hasattr(Tensor, key)]
     if unknown:
@@ -36,27 +38,50 @@ def register(*keys: Key, override: bool = False) -> Callable[[Rule], Rule]:
 
     def decorate(rule: Rule) -> Rule:
         for key in keys:
-            taken = _RULES.get(key)
-            if taken not in (None, rule) and not override:
-                raise ValueError(f"{spelling(key)} is already covered by {taken.__name__}; pass override=True to replace it")
-            _RULES[key] = rule
+            taken = [] if override else _RULES.get(key, [])
+            if taken and rule not in taken and not case:
+                raise ValueError(
+                    f"{spelling(key)} is already covered by {taken[0].__name__}; pass override=True to replace it, "
+                    "or case=True to add a rule for calls that it refuses"
+                )
+            _RULES[key] = taken if rule in taken else [*taken, rule]
         return rule
 
     return decorate
 
 
 def lookup(operator: Key) -> type[DualLayer] | None:
-    """Find the rule for an operator: a module instance, a function or a tensor method's name.
+    """Find the rule for an operator, the first one where several share its cases: see ``cases``."""
+    return next(iter(cases(operator)), None)
+
+
+def cases(operator: Key) -> tuple[type[DualLayer], ...]:
+    """Find the rules for an operator: a module instance, a function or a tensor method's name.
 
     A module is looked up through its class hierarchy, so that parametrised modules work, but only as long as the
     class still runs the registered class' ``forward``: a subclass with its own ``forward`` is another operator.
     """
     if not isinstance(operator, nn.Module):
-        return _RULES.get(operator) if operator.__hash__ is not None else None
+        return tuple(_RULES.get(operator, ())) if operator.__hash__ is not None else ()
     for base in type(operator).__mro__:
         if base in _RULES:
-            return _RULES[base] if type(operator).forward is base.forward else None
-    return None
+            return tuple(_RULES[base]) if type(operator).forward is base.forward else ()
+    return ()
+
+
+def choose(call: Call) -> tuple[type[DualLayer] | None, str]:
+    """Find the rule for a call: the first of its operator's cases that does not refuse it.
+
+    Returns:
+        The rule and an empty text; or None and the reasons of all cases, empty where the operator has none.
+    """
+    reasons = []
+    for rule in cases(call.operator):
+        reason = rule.refuse(call)
+        if reason is None:
+            return rule, ""
+        reasons.append(reason)
+    return None, "; ".join(dict.fromkeys(reasons))
 
 
 def register_shape_query(*keys: Key) -> None:
@@ -71,12 +96,12 @@ def is_shape_query(operator: Key) -> bool:
 
 def registered_rules() -> list[type[DualLayer]]:
     """List every registered rule once, in order of registration."""
-    return list(dict.fromkeys(_RULES.values()))
+    return list(dict.fromkeys(rule for rules in _RULES.values() for rule in rules))
 
 
 def keys_of(rule: type[DualLayer]) -> list[Key]:
     """List the operators a rule is registered under."""
-    return [key for key, value in _RULES.items() if value is rule]
+    return [key for key, rules in _RULES.items() if rule in rules]
 
 
 def spelling(key: Key) -> str:

@@ -21,7 +21,7 @@ from dual_layers._claims import check_duality, check_facts, check_gradient, chec
 from dual_layers._probes import Boxes, Broken, Case, Tensors, at_most, holds, judged, prepare, require, same
 from dual_layers.checks import RuleRefusal, check_interval, check_like
 from dual_layers.contract import DualLayer, Interval, RuleSample, Slopes
-from dual_layers.families import Affine, Relaxed
+from dual_layers.families import Affine, Composite, Relaxed
 
 __all__ = ["RuleError", "RuleRefusal", "check_rule"]
 
@@ -83,7 +83,7 @@ def check_rule(
             "construction",
             lambda sample=sample, case=case: case.append(_case(rule, sample, dtype, device, seed, points)),
         )
-        for name, check in CHECKS:
+        for name, check in COMPOSITE_CHECKS if issubclass(rule, Composite) else CHECKS:
             _run(rule, where, seed, name, lambda check=check, case=case: check(case[0]))
 
 
@@ -112,6 +112,19 @@ def check_forward(case: Case) -> None:
         values = torch.stack([case.layer.forward(*z) for z in zip(*probe.points, strict=True)])
         holds(check_like, values, probe.values, "forward")
         same(values, probe.values, probe.allowance, "forward against the operator", probe.locate)
+
+
+def check_composition(case: Case) -> None:
+    """The composition is the operator, and its enclosure, if it states one, holds the operator's values."""
+    layer = case.layer
+    for probe in case.probes:
+        values = torch.stack([layer.composed(*z) for z in zip(*probe.points, strict=True)])
+        holds(check_like, values.to(probe.values.dtype), probe.values, "composition")
+        same(
+            values.to(probe.values.dtype), probe.values, 16 * probe.allowance, "composition against the operator", probe.locate
+        )
+    if layer.interval(*case.probes[0].boxes) is not None:
+        check_soundness(case)
 
 
 def check_purity(case: Case) -> None:
@@ -299,10 +312,12 @@ def _use(rule: type[DualLayer], sample: RuleSample, dtype: torch.dtype, device: 
     inputs = tuple(torch.ones(shape, dtype=dtype, device=device) for shape in sample.shapes)
     boxes, nu = tuple(Interval(z, z + 1) for z in inputs), layer.forward(*inputs)[None]
     layer.interval(*boxes)
+    if isinstance(layer, Composite):
+        layer.composed(*inputs)
     if isinstance(layer, Affine):
         layer.transpose(nu, inputs)
     if isinstance(layer, Relaxed):
-        layer.pull(nu, layer.slopes(boxes, "parallel"))
+        layer.pull(nu, layer.slopes(boxes, "parallel"), inputs)
 
 
 CHECKS: tuple[tuple[str, Callable[[Case], None]], ...] = (
@@ -315,3 +330,5 @@ CHECKS: tuple[tuple[str, Callable[[Case], None]], ...] = (
     ("5 gradient", check_gradient),
     ("6 shapes", check_shapes),
 )
+
+COMPOSITE_CHECKS = (("1 forward", check_forward), ("2 composition", check_composition), ("4 facts", check_facts))

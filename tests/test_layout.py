@@ -17,7 +17,7 @@ EXTRAS = {"autodual.cli": {"rich", "matplotlib"}, "autodual.testing": {"hypothes
 LEVELS = (
     "dual_layers",
     "errors graph layout methods regions isolation origins operators primal specification report normalize",
-    "passes proxies leaves interception symbolic export trace",
+    "passes proxies leaves interception symbolic export expand trace",
     "compile validate",
     "bounds",
     "explain radius problem preparation network losses attacks",

@@ -80,10 +80,10 @@ def _transpose(run: Run, name: str, nu: Tensor) -> tuple[Tensor, ...]:
 def _relaxed(run: Run, name: str, nu: Tensor, total: Deviation) -> tuple[Tensor, ...]:
     """Pull rows through a relaxed node and add what its lines allow."""
     lines = run.lines[name]
-    if run.layouts[name].factor > 1:
+    if run.layouts[name].factor > 1 or not run.layers[name].facts.positionwise:
         nu = _expand(run, name, nu)
     _add_penalty(run, name, nu, lines, total)
-    return () if lines.slopes is None else run.layers[name].pull(nu, lines.slopes)
+    return () if lines.slopes is None else run.layers[name].pull(nu, lines.slopes, run.parents(name))
 
 
 def _add_penalty(run: Run, name: str, nu: Tensor, lines: Lines, total: Deviation) -> None:
@@ -91,6 +91,9 @@ def _add_penalty(run: Run, name: str, nu: Tensor, lines: Lines, total: Deviation
         # Shift and spread may be large where their difference is small, and the lines follow a box that was rounded.
         boxes = [run.magnitudes(parent) for parent in run.program.parents[name]]
         terms = sum((size for size in boxes if size.shape == lines.lower.shape), start=lines.upper - lines.lower)
+        if lines.slopes is not None and not run.layers[name].facts.positionwise:
+            sides = (lines.slopes.lower, lines.slopes.upper)
+            terms = terms + sum(run.layers[name].push(tuple(a.abs() for a in side), tuple(boxes)) for side in sides)
         total.magnitude = total.magnitude + _contract(run, name, nu.abs(), terms)
     if lines.two_sided:
         shift = _contract(run, name, nu, lines.shift)

@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from autodual.bounds.intermediate import in_chunks, relax
-from autodual.bounds.run import ROUNDINGS, Run
+from autodual.bounds.run import ROUNDINGS, Run, meet
 from autodual.methods import Method
+from dual_layers import Interval
 
 
 def bound_rows(
@@ -46,6 +47,10 @@ def bound_rows(
     deviation = in_chunks(run, output, every, seeds, magnitude=True, lower_only=lower_only)
     middle = (rows * run.examples(output, value)[:, None]).sum(-1)
     lower, upper = middle + deviation.lower.T, middle + deviation.upper.T
+    if spec is None and (output in run.lines or output in run.program.enclosures):
+        hull = run.hull(output)  # a probability stays below one, whatever the lines say
+        known = meet(Interval(lower, upper), Interval(run.examples(output, hull.lower), run.examples(output, hull.upper)))
+        lower, upper = known.lower, known.upper
     penalties = (len(run.lines) + 2) * deviation.lower.abs()
     scale = (rows * run.examples(output, value)[:, None]).abs().sum(-1) + (deviation.magnitude + penalties).T
     allowance = ROUNDINGS * run.coarsest * scale.detach()

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from autodual.bounds.backward import Deviation, backward
 from autodual.bounds.forward import NoiseSymbols
-from autodual.bounds.run import Lines, Run, identity_rows
+from autodual.bounds.run import Lines, Run, identity_rows, meet
 from autodual.methods import IBP, Adaptive, Dual, Method
 from dual_layers import Interval
 
@@ -56,33 +56,48 @@ def _relax_constant(run: Run, name: str) -> None:
     run.lines[name] = Lines(None, (box.lower - value).clamp(max=0), (box.upper - value).clamp(min=0))
 
 
-def _bound_input(run: Run, name: str, method: Dual | Adaptive, symbols: NoiseSymbols | None) -> Interval:
-    """Bound a nonlinear node's input, element by element."""
+def _bound_input(
+    run: Run, name: str, method: Dual | Adaptive, symbols: NoiseSymbols | None, *, everything: bool = False
+) -> Interval:
+    """Bound a nonlinear node's input, element by element; all of them, or those that its consumers have use for."""
     if name not in run.boxes:
         separable = all(run.regions[source].separable for source in run.program.sources if source in needed(run, name))
         if name in run.program.sources or (separable and name in run.exact_intervals):
             run.boxes[name], run.how[name] = run.hull(name), "interval, exact"
+        elif _repeats(run, name):
+            parent = run.program.parents[name][0]
+            box = _bound_input(run, parent, method, symbols, everything=True)
+            run.boxes[name], run.how[name] = run.rounded(name, run.layers[name].interval(box)), f"as {parent}"
         elif symbols is not None:
-            run.boxes[name], run.how[name] = _from_symbols(run, name, method, symbols)
+            run.boxes[name], run.how[name] = _from_symbols(run, name, method, symbols, everything)
         else:
-            run.boxes[name], run.how[name] = _from_rows(run, name, method)
+            run.boxes[name], run.how[name] = _from_rows(run, name, method, everything)
     return run.boxes[name]
 
 
-def _wanted(run: Run, name: str, method: Dual | Adaptive) -> Tensor:
+def _repeats(run: Run, name: str) -> bool:
+    """Whether every element of a node is an element of its parent, and some are so more than once: windows, broadcasting."""
+    facts, parents = run.layers[name].facts, run.program.parents[name]
+    single = facts.selection or (facts.elementwise and len(parents) == 1)
+    return single and run.features(name) > run.features(parents[0])
+
+
+def _wanted(run: Run, name: str, method: Dual | Adaptive, everything: bool) -> Tensor:
     """Tell which elements need more than their interval bounds: ``[batch, features]``."""
-    if method.strict:
+    if method.strict or everything:
         return torch.ones(run.batch, run.features(name), dtype=torch.bool, device=run.values[name].device)
     wanted = torch.zeros_like(run.values[name], dtype=torch.bool)
     for consumer in run.program.relaxed:
         parents = run.program.parents[consumer]
         if name in parents:
-            wanted = wanted | run.layers[consumer].undecided(tuple(run.hull(parent) for parent in parents))
+            layer = run.layers[consumer]
+            undecided = layer.undecided(tuple(run.hull(parent) for parent in parents)) if layer.facts.positionwise else True
+            wanted = wanted | undecided
     return run.examples(name, wanted)
 
 
-def _from_rows(run: Run, name: str, method: Dual | Adaptive) -> tuple[Interval, str]:
-    wanted = _wanted(run, name, method)
+def _from_rows(run: Run, name: str, method: Dual | Adaptive, everything: bool) -> tuple[Interval, str]:
+    wanted = _wanted(run, name, method, everything)
     rows = wanted.any(0).nonzero()[:, 0]
     width, value = run.features(name), run.values[name]
     if not len(rows):
@@ -100,12 +115,14 @@ def _from_rows(run: Run, name: str, method: Dual | Adaptive) -> tuple[Interval, 
     return _merge(run, name, wanted, rows, lower, upper), how
 
 
-def _from_symbols(run: Run, name: str, method: Dual | Adaptive, symbols: NoiseSymbols) -> tuple[Interval, str]:
+def _from_symbols(
+    run: Run, name: str, method: Dual | Adaptive, symbols: NoiseSymbols, everything: bool
+) -> tuple[Interval, str]:
     lower, upper = symbols.bounds(name)
     how = f"{symbols.count} noise symbols"
     if method.strict:
         return _interval(run, name, lower, upper), how
-    wanted = _wanted(run, name, method)
+    wanted = _wanted(run, name, method, everything)
     every = torch.arange(run.features(name), device=wanted.device)
     return _merge(run, name, wanted, every, lower, upper), how
 
@@ -122,7 +139,14 @@ def _merge(run: Run, name: str, wanted: Tensor, rows: Tensor, lower: Tensor, upp
 
 
 def _interval(run: Run, name: str, lower: Tensor, upper: Tensor) -> Interval:
-    return run.rounded(name, Interval(run.node(name, lower), run.node(name, upper)))
+    box = run.rounded(name, Interval(run.node(name, lower), run.node(name, upper)))
+    return meet(box, run.hull(name)) if _feeds_a_curve(run, name) else box
+
+
+def _feeds_a_curve(run: Run, name: str) -> bool:
+    """Whether a consumer profits from every narrowing, or has no value outside some interval, as a logarithm."""
+    consumers = (layer for consumer, layer in run.layers.items() if name in run.program.parents[consumer])
+    return any(not layer.facts.affine and not layer.facts.exact_when_stable for layer in consumers)
 
 
 def _shared_shape(run: Run, name: str) -> tuple[int, ...]:

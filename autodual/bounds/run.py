@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from autodual.compile import Program
+from autodual.compile import Enclosure, Program
 from autodual.errors import AutoDualError
 from autodual.layout import Layout
 from autodual.primal import evaluate
@@ -241,8 +241,16 @@ class Run:
                 self.hulls[name] = self.regions[name].hull(self.given[name])
             else:
                 parents = (self.hull(parent) for parent in self.program.parents[name])
-                self.hulls[name] = self.rounded(name, self.layers[name].interval(*parents))
+                box = self.rounded(name, self.layers[name].interval(*parents))
+                for enclosure, layer in self._enclosures(name):
+                    tighter = layer.interval(*(self.hull(parent) for parent in enclosure.parents))
+                    box = box if tighter is None else meet(box, tighter)
+                self.hulls[name] = box
         return self.hulls[name]
+
+    def _enclosures(self, name: str) -> Iterator[tuple[Enclosure, DualLayer]]:
+        layers = self.program.bind_enclosures(name, self.model, self.values)
+        return zip(self.program.enclosures.get(name, ()), layers, strict=True)
 
     def relate(self, name: str, slopes: Slopes, box: tuple[Interval, ...]) -> Lines:
         """Turn slopes into lines seen from the reference point."""
@@ -258,6 +266,13 @@ class Run:
         widest = max(self.features(parent) for parent in [name, *self.program.rules, *self.program.sources])
         live = 4  # a row at an operator's two ends, and two temporaries of its contraction
         return max(1, self.budget // (live * widest * max(self.batch, 1) * value.element_size()))
+
+
+def meet(box: Interval, other: Interval) -> Interval:
+    """Intersect two boxes of the same values; an end that is NaN says nothing, ends that rounding made cross stay."""
+    lower, upper = torch.fmax(box.lower, other.lower), torch.fmin(box.upper, other.upper)
+    crossed = lower > upper
+    return Interval(torch.where(crossed, box.lower, lower), torch.where(crossed, box.upper, upper))
 
 
 def constants_alike(own: Any, other: Any) -> tuple[bool, bool]:

@@ -17,7 +17,12 @@ def fuse_items(graph: Graph) -> Graph:
 def _fuse(node: Node, by_name: dict[str, Node]) -> Node:
     if node.operator is not operator.getitem or not isinstance(node.args[0], Ref) or type(node.args[1]) is not int:
         return node
-    source = by_name[node.args[0].name]
-    if source.kind != "call" or source.item is not None or not operators.returns_tuple(source.operator):
+    source = by_name.get(node.args[0].name)
+    if (
+        source is None
+        or source.kind != "call"
+        or source.item is not None
+        or not operators.returns_tuple(source.operator, source.args, source.kwargs)
+    ):
         return node
     return replace(source, name=node.name, item=node.args[1], origin=node.origin or source.origin)
