@@ -14,7 +14,7 @@ from autodual.expand import Expansion
 from autodual.graph import Graph, ModuleRef, Node, Ref, references, substitute
 from autodual.leaves import is_leaf
 from autodual.primal import is_attribute_access, operator_of
-from dual_layers import UNKNOWN, Call, Composite, DualLayer, Slot, cases, choose, is_shape_query, spelling
+from dual_layers import UNKNOWN, Call, Composite, DualLayer, Slot, cases, choose, is_shape_query, nearest, spelling
 from dual_layers.shape import SHAPE_ATTRIBUTES
 
 ADVICE = "register a rule: docs/adding_an_operator.md"
@@ -124,7 +124,7 @@ def compile_graph(graph: Graph, model: nn.Module, sources: tuple[str, ...], valu
         operator = operator_of(node, model)
         rule, reason = choose(_call(node, operator, own, lambda _: UNKNOWN))
         if rule is None:
-            unsupported.append((spelling(operator), node.name, node.origin, reason or ADVICE))
+            unsupported.append((spelling(operator), node.name, node.origin, reason or _advice(operator)))
         elif expansion is not None and issubclass(rule, Composite):
             nodes.pop()
             waiting += reversed(expansion.parts(node, rule, operator))
@@ -136,6 +136,11 @@ def compile_graph(graph: Graph, model: nn.Module, sources: tuple[str, ...], valu
     constants = graph.constants if expansion is None else {**graph.constants, **expansion.constants}
     whole = replace(graph, nodes=tuple(nodes), constants=constants)
     return Program(whole, sources, rules, parents, frozenset(tied), enclosures)
+
+
+def _advice(operator: Any) -> str:
+    close = nearest(operator)
+    return f"the nearest supported: {', '.join(close)}; or {ADVICE}" if close else ADVICE
 
 
 def _call(node: Node, operator: Any, parents: tuple[str, ...], constant: Any) -> Call:

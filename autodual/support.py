@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
-from dual_layers import Affine, DualLayer, PiecewiseLinear, keys_of, registered_rules, spelling
+from dual_layers import Affine, Composite, DualLayer, PiecewiseLinear, keys_of, registered_rules, spelling
 
 _ATEN = "torch.ops.aten."
 _INTRODUCTION = """\
@@ -19,6 +19,8 @@ one is a class of some twenty lines, see [adding an operator](adding_an_operator
 
 *exact*: the dual layer is the operator's own transpose and loses nothing. *relaxed*: two lines enclose the operator
 over the bounds of its input; it is exact wherever its input provably stays within one linear piece, if it has any.
+*composed*: replaced by operators of this table before anything is bounded. An operator may have several rows: each says
+for which calls it stands, such as a product with a constant, and one of two values that both depend on the input.
 """
 
 
@@ -29,7 +31,7 @@ class SupportRow:
     Attributes:
         family: module of ``dual_layers`` (or of the user) that holds it.
         rule: name of its class.
-        kind: ``exact``, ``piecewise linear, relaxed`` or ``relaxed``.
+        kind: ``exact``, ``piecewise linear, relaxed``, ``relaxed`` or ``composed``.
         spellings: the operators as a user writes them: modules, functions, methods, ATen overloads.
         summary: first line of its docstring.
     """
@@ -75,6 +77,8 @@ def _family(rule: type[DualLayer]) -> str:
 def _kind(rule: type[DualLayer]) -> str:
     if issubclass(rule, Affine):
         return "exact"
+    if issubclass(rule, Composite):
+        return "composed"
     return "piecewise linear, relaxed" if issubclass(rule, PiecewiseLinear) else "relaxed"
 
 

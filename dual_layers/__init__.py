@@ -6,34 +6,12 @@ import importlib
 import pkgutil
 
 from dual_layers.contract import (
-    INPUT,
-    NONE,
-    REAL,
-    ROUNDED,
-    UNKNOWN,
-    Call,
-    Choice,
-    DualLayer,
-    Facts,
-    Guarantee,
-    Interval,
-    Offsets,
-    RuleSample,
-    Slopes,
-    Slot,
-    probabilistic,
+    INPUT, NONE, REAL, ROUNDED, UNKNOWN, Call, Choice, DualLayer, Facts, Guarantee, Interval, Offsets, RuleSample, Slopes,
+    Slot, probabilistic,
 )
 from dual_layers.families import Affine, Composite, PiecewiseLinear, Relaxed
 from dual_layers.registry import (
-    cases,
-    choose,
-    is_shape_query,
-    keys_of,
-    lookup,
-    register,
-    register_shape_query,
-    registered_rules,
-    spelling,
+    cases, choose, is_shape_query, keys_of, lookup, nearest, register, register_shape_query, registered_rules, spelling,
 )
 from dual_layers.smooth import Piece, Smooth
 
@@ -43,35 +21,8 @@ for _module in pkgutil.iter_modules(__path__):  # every family file is imported:
         importlib.import_module(f"dual_layers.{_module.name}")
 
 __all__ = [
-    "INPUT",
-    "NONE",
-    "REAL",
-    "ROUNDED",
-    "UNKNOWN",
-    "Affine",
-    "Call",
-    "Choice",
-    "Composite",
-    "DualLayer",
-    "Facts",
-    "Guarantee",
-    "Interval",
-    "Offsets",
-    "Piece",
-    "PiecewiseLinear",
-    "Relaxed",
-    "RuleSample",
-    "Slopes",
-    "Slot",
-    "Smooth",
-    "cases",
-    "choose",
-    "is_shape_query",
-    "keys_of",
-    "lookup",
-    "probabilistic",
-    "register",
-    "register_shape_query",
-    "registered_rules",
+    "INPUT", "NONE", "REAL", "ROUNDED", "UNKNOWN", "Affine", "Call", "Choice", "Composite", "DualLayer", "Facts", "Guarantee",
+    "Interval", "Offsets", "Piece", "PiecewiseLinear", "Relaxed", "RuleSample", "Slopes", "Slot", "Smooth", "cases", "choose",
+    "is_shape_query", "keys_of", "lookup", "nearest", "probabilistic", "register", "register_shape_query", "registered_rules",
     "spelling",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -102,6 +103,23 @@ def registered_rules() -> list[type[DualLayer]]:
 def keys_of(rule: type[DualLayer]) -> list[Key]:
     """List the operators a rule is registered under."""
     return [key for key, rules in _RULES.items() if rule in rules]
+
+
+def nearest(operator: Key, count: int = 3) -> list[str]:
+    """Name the supported operators whose names are most like an unsupported one's, best first; often none."""
+    names: dict[str, list[str]] = {}
+    for key in _RULES:
+        shown = spelling(key)
+        if not shown.startswith("torch.ops."):
+            names.setdefault(_bare(shown), []).append(shown)
+    close = difflib.get_close_matches(_bare(spelling(operator)), names, n=count, cutoff=0.7)
+    return [min(names[name], key=len) for name in close]
+
+
+def _bare(shown: str) -> str:
+    parts = shown.split(".")
+    name = parts[3] if shown.startswith("torch.ops.") and len(parts) > 3 else parts[-1]
+    return name.strip("_").removeprefix("special_").lower().replace("_", "")
 
 
 def spelling(key: Key) -> str:

@@ -17,7 +17,16 @@ from torch.nn.utils import parametrizations
 
 import dual_layers
 from dual_layers import (
-    DualLayer, cases, choose, is_shape_query, keys_of, lookup, register, registered_rules, registry, spelling,
+    DualLayer,
+    cases,
+    choose,
+    is_shape_query,
+    keys_of,
+    lookup,
+    register,
+    registered_rules,
+    registry,
+    spelling,
 )  # fmt: skip
 
 RULES = pytest.mark.parametrize("rule", registered_rules(), ids=lambda rule: rule.__name__)
