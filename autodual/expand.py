@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from autodual.errors import TraceError
 from autodual.graph import Graph, Node, Ref, plain_arguments, substitute
+from autodual.passes.dead_code import drop_dead_code
 from autodual.passes.items import fuse_items
 from dual_layers import Call, Composite
 
@@ -88,7 +89,7 @@ class Expansion:
             self.values[names[step]] = step.meta["value"]
             if step is last:
                 break
-        return list(fuse_items(Graph(tuple(nodes), names[last])).nodes)
+        return list(drop_dead_code(fuse_items(Graph(tuple(nodes), names[last]))).nodes)
 
 
 class _Tracer(fx.Tracer):

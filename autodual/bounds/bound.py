@@ -31,8 +31,8 @@ def bound_rows(
         return _constant(run, output, spec)
     relax(run, method, output)
     value = run.values[output]
-    outputs = run.features(output)
-    if spec is None:
+    outputs, plain = run.features(output), spec is None
+    if plain:
         spec = torch.eye(outputs, dtype=value.dtype, device=value.device)
     rows = spec[None] if spec.ndim == 2 else spec
 
@@ -47,7 +47,7 @@ def bound_rows(
     deviation = in_chunks(run, output, every, seeds, magnitude=True, lower_only=lower_only)
     middle = (rows * run.examples(output, value)[:, None]).sum(-1)
     lower, upper = middle + deviation.lower.T, middle + deviation.upper.T
-    if spec is None and (output in run.lines or output in run.program.enclosures):
+    if plain and (output in run.lines or output in run.program.enclosures):
         hull = run.hull(output)  # a probability stays below one, whatever the lines say
         known = meet(Interval(lower, upper), Interval(run.examples(output, hull.lower), run.examples(output, hull.upper)))
         lower, upper = known.lower, known.upper
