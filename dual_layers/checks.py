@@ -45,6 +45,17 @@ def check_like(value: Tensor, like: Tensor, what: str) -> None:
         raise ValueError(f"{what} is on {value.device}; expected {like.device}")
 
 
+def check_not_widened(value: Tensor, z: Tensor) -> None:
+    """Raise if a constant argument of an element-wise operator widens its input: elements would no longer correspond.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if value.shape != z.shape:
+        wider, own = tuple(value.shape), tuple(z.shape)
+        raise ValueError(f"a constant argument widens its input from {own} to {wider}; expand the input first")
+
+
 def check_rows(nu: Tensor, shape: Sequence[int], what: str) -> None:
     """Raise unless ``nu`` is ``[rows, *shape]``.
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dual_layers.checks import check_not_widened
 from dual_layers.contract import INPUT, Call, Facts, Interval, RuleSample, Slot, slots
 from dual_layers.refusals import unless_only
 from dual_layers.registry import register
@@ -23,15 +24,19 @@ _EVERYWHERE = (Piece(-torch.inf, torch.inf, True),)
 
 
 class Exponential(Smooth):
-    """``base ** z - shift``. Abstract."""
+    """``exp(rate * z) - shift``. Abstract."""
 
     facts: ClassVar[Facts] = Facts(monotone=True, convex=True, positionwise=True)
-    base: ClassVar[float] = math.e
     shift: ClassVar[float] = 0.0
 
+    @property
+    def rate(self) -> float | Tensor:
+        """The logarithm of the base."""
+        return 1.0
+
     def derivative(self, z: Tensor) -> Tensor:
-        """Return ``log(base) * base ** z``."""
-        return math.log(self.base) * torch.exp(math.log(self.base) * z)
+        """Return ``rate * exp(rate * z)``."""
+        return self.rate * torch.exp(self.rate * z)
 
     def error(self, z: Tensor) -> float:
         """Return the size of what is subtracted."""
@@ -42,8 +47,8 @@ class Exponential(Smooth):
         return _EVERYWHERE
 
     def turning(self, slope: Tensor, pieces: tuple[Piece, ...]) -> tuple[Tensor, ...]:
-        """Return a logarithm of the slope."""
-        return (torch.log(slope.clamp(min=0) / math.log(self.base)) / math.log(self.base),)
+        """Return a logarithm of the slope; any place will do where the function is constant."""
+        return ((torch.log((slope / self.rate).clamp(min=0)) / self.rate).nan_to_num(0.0),)
 
 
 @register(*spellings("exp"))
@@ -71,7 +76,11 @@ class DualExp2(Exponential):
     """Powers of two, ``2 ** z``. Source: as the exponential."""
 
     source: ClassVar[str] = _TANGENTS
-    base: ClassVar[float] = 2.0
+
+    @property
+    def rate(self) -> float:
+        """The logarithm of two."""
+        return math.log(2.0)
 
     @classmethod
     def samples(cls) -> Iterator[RuleSample]:
@@ -357,6 +366,66 @@ class DualPow(Power):
         yield RuleSample("constant base", call, ((2, 3),), error=ValueError, message=wrong)
         call, wrong = Call(torch.pow, (INPUT, torch.tensor([1.0, 2.0, 3.0]))), "must be a Python number"
         yield RuleSample("one exponent per element", call, ((2, 3),), error=ValueError, message=wrong)
+
+
+@register(operator.pow, "__pow__", *spellings("pow"), case=True)
+class DualPowerOf(Exponential):
+    """A perturbed power of a constant: a positive number, or a tensor of them. Source: as the exponential.
+
+    A tensor is read when bounds are computed. Where it is not positive nothing is said: the bounds are infinite.
+    """
+
+    facts: ClassVar[Facts] = Facts(convex=True, positionwise=True)
+    source: ClassVar[str] = _TANGENTS
+
+    @classmethod
+    def refuse(cls, call: Call) -> str | None:
+        """Refuse a perturbed base, and numbers that are not positive."""
+        wrong = unless_only(cls, call, "exponent")
+        if wrong:
+            return wrong
+        given = cls(call).arguments
+        if not slots(given.exponent):
+            return "the exponent must depend on the input"
+        positive = not isinstance(given.input, (int, float)) or given.input > 0
+        return None if positive else "a constant to a power that depends on the input must be positive"
+
+    @staticmethod
+    def parameters(input: Any, exponent: Any) -> dict[str, Any]:
+        """Name the arguments of ``torch.pow``."""
+        return {"input": input, "exponent": exponent}
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Run the operator; a base that widens the exponent would break the element-by-element account."""
+        result = self.call(*inputs)
+        check_not_widened(result, inputs[0])
+        return result
+
+    @property
+    def rate(self) -> float | Tensor:
+        """The logarithm of the base."""
+        base = self.arguments.input
+        return torch.log(torch.where(base > 0, base, 1.0)) if isinstance(base, Tensor) else math.log(base)
+
+    def outside(self, *boxes: Interval) -> Tensor:
+        """Tell where the base is not positive."""
+        base, nowhere = self.arguments.input, torch.zeros_like(boxes[0].lower, dtype=torch.bool)
+        return nowhere | ~(base > 0) if isinstance(base, Tensor) else nowhere
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield bases above and below 1, and 1 itself, and what is another operator."""
+        yield RuleSample("two", Call(operator.pow, (2, INPUT)), ((2, 3),), low=-5.0, high=4.0)
+        yield RuleSample("falling", Call(torch.pow, (0.3, INPUT)), ((2, 3),), low=-3.0, high=4.0)
+        yield RuleSample("aten", Call(aten.pow.Scalar, (1.5, INPUT)), ((3,),))
+        bases = Call(torch.pow, (torch.tensor([0.5, 1.0, 2.5]), INPUT))
+        yield RuleSample("one base per element", bases, ((2, 3),), low=-3.0, high=3.0)
+        wrong = "must be positive"
+        yield RuleSample("zero", Call(operator.pow, (0, INPUT)), ((2, 3),), error=ValueError, message=wrong)
+        wrong = "input must not depend on the input"
+        yield RuleSample("two inputs", Call(operator.pow, (INPUT, Slot(1))), ((2, 3), ()), error=ValueError, message=wrong)
+        call, wrong = Call(torch.pow, (torch.tensor([[2.0], [3.0]]), INPUT)), "widens its input"
+        yield RuleSample("widened", call, ((1, 3),), error=ValueError, message=wrong)
 
 
 @register(nn.Softplus, *spellings("softplus"))

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from dual_layers.checks import check_not_widened
 from dual_layers.contract import Call, Choice, DualLayer, Facts, Interval, Offsets, Slopes, fill
 
 Points = list[tuple[Tensor, Tensor]]
@@ -86,6 +87,10 @@ class Relaxed(DualLayer):
     def undecided(self, bounds: tuple[Interval, ...]) -> Tensor:
         """Tell which elements tighter bounds could still help; elsewhere the relaxation is exact."""
         return torch.ones_like(bounds[0].lower, dtype=torch.bool)
+
+    def outside(self, *boxes: Interval) -> Tensor:
+        """Tell which boxes reach where the operator has no value: nothing is said there. By default none do."""
+        return torch.zeros_like(boxes[0].lower, dtype=torch.bool)
 
     def pull(self, nu: Tensor, slopes: Slopes, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return ``nu_in = slope_lo * [nu]_+ - slope_up * [nu]_-`` for every perturbed input.
@@ -174,9 +179,7 @@ class PiecewiseLinear(Relaxed):
     def forward(self, *inputs: Tensor) -> Tensor:
         """Run the operator; a constant that widens its input would break the element-by-element account."""
         result = self.call(*inputs)
-        if result.shape != inputs[0].shape:
-            wider, own = tuple(result.shape), tuple(inputs[0].shape)
-            raise ValueError(f"a constant argument widens its input from {own} to {wider}; expand the input first")
+        check_not_widened(result, inputs[0])
         return result
 
     @abstractmethod

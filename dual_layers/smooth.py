@@ -69,6 +69,8 @@ class Smooth(Relaxed):
     facts: ClassVar[Facts] = Facts(positionwise=True)
     extent: ClassVar[tuple[float, float]] = (-torch.inf, torch.inf)
     tail: ClassVar[float] = 40.0
+    inside: ClassVar[float] = 1.0
+    """A place within the domain at which the function and its derivative are finite."""
 
     @abstractmethod
     def derivative(self, z: Tensor) -> Tensor:
@@ -85,6 +87,14 @@ class Smooth(Relaxed):
     def poles(self) -> tuple[float, ...]:
         """List the places inside the domain at which the function has no value; none by default."""
         return ()
+
+    def outside(self, *boxes: Interval) -> Tensor:
+        """Tell which boxes leave the domain or hold a pole: nothing is said of the function there."""
+        (box,), (left, right) = boxes, self.domain()
+        outside = (box.lower < left) | (box.upper > right)
+        for pole in self.poles():
+            outside = outside | ((box.lower <= pole) & (box.upper >= pole))
+        return outside
 
     def error(self, z: Tensor) -> Tensor | float:
         """Return how many roundoffs of 1 the operator's value may be wrong by, beyond some of its own size."""
@@ -145,13 +155,11 @@ class Smooth(Relaxed):
 
         The largest number stands for infinity; NaN is no bound at all.
         """
-        (left, right), largest = self.domain(), torch.finfo(box.lower.dtype).max
+        largest = torch.finfo(box.lower.dtype).max
         lower = box.lower.nan_to_num(nan=-largest, posinf=largest, neginf=-largest)
         upper = box.upper.nan_to_num(nan=largest, posinf=largest, neginf=-largest)
-        outside = (lower < left) | (upper > right)
-        for pole in self.poles():
-            outside = outside | ((lower <= pole) & (upper >= pole))
-        return Interval(torch.where(outside, 1.0, lower), torch.where(outside, 1.0, upper)), outside
+        outside = self.outside(Interval(lower, upper))
+        return Interval(torch.where(outside, self.inside, lower), torch.where(outside, self.inside, upper)), outside
 
     def points(self, box: Interval, pieces: tuple[Piece, ...]) -> list[_Point]:
         """List the points of the graph at the ends of the box and of the pieces, and the limits at jumps."""
@@ -169,8 +177,9 @@ class Smooth(Relaxed):
         points = self.points(box, pieces)
         below = [self._residual(point, lower, 1.0) for point in points]
         above = [self._residual(point, upper, -1.0) for point in points]
-        turning = self.turning(lower.detach(), pieces)
-        other = turning if upper is lower else self.turning(upper.detach(), pieces)
+        with torch.no_grad():
+            turning = self.turning(lower, pieces)
+            other = turning if upper is lower else self.turning(upper, pieces)
         for piece, first, second in zip(pieces, turning, other, strict=True):
             if piece.bends(1.0):
                 value = self._tangent(piece, first, lower, box, 1.0)
