@@ -24,6 +24,8 @@ from dual_layers.spellings import spellings
 _ATEN = torch.ops.aten
 _PLANES = "McCormick's planes; thesis, Theorem 3 (eq. 3.42), over the box"
 _BOTH = (INPUT, Slot(1))
+_ROUNDINGS = 16
+"""Roundoffs that each term of a sum of products may cost."""
 
 
 class Bilinear(Relaxed):
@@ -197,13 +199,18 @@ class Contraction(Bilinear):
         coefficients with signs of their own: there everything is enclosed so.
         """
         x, y = self.factors(boxes)
-        if _has_tensor((self.call.args, self.call.kwargs)):
-            return self.enclose(x, y)
+        box = self.enclose(x, y) if _has_tensor((self.call.args, self.call.kwargs)) else self._paired(x, y)
+        with torch.no_grad():  # the operator may add up in another order
+            sizes = (torch.maximum(end.lower.abs(), end.upper.abs()) for end in (x, y))
+            slack = _ROUNDINGS * torch.finfo(box.lower.dtype).eps * _known(self.magnitude(*sizes))
+        return _ordered(box.lower - slack, box.upper + slack)
+
+    def _paired(self, x: Interval, y: Interval) -> Interval:
         free = self._unbounded(x, y)
         x, y = _bounded(x), _bounded(y)
         mixed = self.enclose(_signs(x)[2], _signs(y)[2])
-        lower = mixed.lower - self._largest(Interval(-x.upper, -x.lower), y)
-        return _ordered(torch.where(free, -torch.inf, lower), torch.where(free, torch.inf, mixed.upper + self._largest(x, y)))
+        lower, upper = mixed.lower - self._largest(Interval(-x.upper, -x.lower), y), mixed.upper + self._largest(x, y)
+        return Interval(torch.where(free, -torch.inf, lower), torch.where(free, torch.inf, upper))
 
     def _largest(self, x: Interval, y: Interval) -> Tensor:
         """Add up the largest products of all pairs in which at least one sign is known."""
