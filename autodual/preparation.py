@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from autodual.compile import Program, compile_graph
-from autodual.errors import SpecificationError, UnsupportedOperatorError
+from autodual.errors import AutoDualError, SpecificationError, UnsupportedOperatorError
 from autodual.graph import Graph
 from autodual.primal import evaluate
 from autodual.problem import Problem, filled, run_model
@@ -111,9 +111,15 @@ class Preparation:
         program = compile_graph(graph, self.model, sources)
         if not any(issubclass(rule, Composite) for rule in program.rules.values()):
             return program
-        with torch.no_grad(), buffers_kept(self.model):  # two examples, so that an axis of size one is no batch
-            values = evaluate(graph, self.model, Probes(program, arguments).draw(2))
-        return compile_graph(graph, self.model, sources, values)
+        return compile_graph(graph, self.model, sources, self._values(program, arguments))
+
+    def _values(self, program: Program, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Evaluate every node on two examples, so that an axis of size one is no batch."""
+        with torch.no_grad(), buffers_kept(self.model):
+            try:
+                return evaluate(program.graph, self.model, Probes(program, arguments).draw(2))
+            except AutoDualError:  # a fixed input may have as many rows as the batch by chance
+                return evaluate(program.graph, self.model, Probes(program, arguments, tables=True).draw(2))
 
     def _mode(self) -> tuple[Any, ...]:
         """Describe the model as far as a graph may depend on it: what each module is, and its settings."""
