@@ -1,0 +1,58 @@
+"""Models of every usual kind: no sampled or attacked point leaves their finite bounds. A fast cut of the benchmark."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import autodual
+from benchmarks.zoo import RADII, Effort, Findings, examine
+from tests.zoo.collection import FAMILIES, ZOO
+
+EFFORT = Effort(boxes=1, points=200, steps=5, restarts=1)
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_no_point_leaves_its_bounds(name: str) -> None:
+    entry = ZOO[name]
+    net = autodual.certify(entry.model())
+    for eps in RADII:
+        methods = ("interval", "dual") if eps == 0.05 else ("interval",)
+        findings = examine(entry, eps, EFFORT, methods, net)
+        assert findings.points >= 200
+        assert findings.faults() == []
+        assert all(width >= 1 - 1e-6 for width in findings.widths.values())
+
+
+def test_the_zoo_is_large_and_its_models_are_small() -> None:
+    assert len(ZOO) >= 64
+    assert len(FAMILIES) >= 5
+    for entry in ZOO.values():
+        assert sum(parameter.numel() for parameter in entry.model().parameters()) < 3_000
+
+
+def test_models_are_the_same_every_time() -> None:
+    entry = ZOO["lenet"]
+    for left, right in zip(entry.model().state_dict().values(), entry.model().state_dict().values(), strict=True):
+        assert torch.equal(left, right)
+    assert torch.equal(entry.example(2)["x"], entry.example(2)["x"])
+
+
+def test_a_wrong_bound_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds moved inwards by a fifth are caught on every model of a handful, whichever method they come from."""
+    honest = autodual.network.BoundModule.bounds
+
+    def too_tight(self, *args, **kwargs):
+        found = honest(self, *args, **kwargs)
+        return autodual.Bounds(0.2 * found.center + 0.8 * found.lower, 0.2 * found.center + 0.8 * found.upper)
+
+    monkeypatch.setattr(autodual.network.BoundModule, "bounds", too_tight)
+    for name in ("mlp tanh", "all-convolutional", "neural ode, euler steps"):
+        assert examine(ZOO[name], 1e-3, EFFORT, ("dual",)).faults() != []
+
+
+def test_faults_are_named() -> None:
+    findings = Findings(points=7, outside={"interval": 0, "dual": 2}, endless={"interval": 1, "dual": 0})
+    assert findings.faults() == ["dual: 2 of 7 points outside their bounds", "interval: 1 bounds are not finite"]
