@@ -142,7 +142,7 @@ def smallest_margin(outputs: Tensor, y: Tensor) -> Tensor:
 
 def functional(row: Tensor) -> Callable[[Tensor], Tensor]:
     """Turn coefficients, ``(outputs,)`` or ``(batch, outputs)``, into a function ``outputs -> (batch,)``."""
-    return lambda outputs: (outputs.flatten(1) * row.to(outputs)).sum(1)
+    return lambda outputs: (_flat(outputs) * row.to(outputs)).sum(1)
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,10 @@ def test_awkward_models():
     assert flat.isfinite().all()
     assert pgd(nn.Linear(6, 3).double(), uniform(0, 6), y[:0], L2(0.1)).shape == (0, 6)
     assert pgd(lambda x: torch.stack([x, -x], 1), uniform(3), torch.ones(3, dtype=torch.long), LInf(0.1)).shape == (3,)
+    one_number, x = nn.Sequential(nn.Linear(6, 1), nn.Flatten(0)).double(), uniform(2, 6)
+    values, points = minimize(one_number, x, LInf(0.1), torch.ones(1, 1))
+    assert points.shape == (2, 1, 6)
+    torch.testing.assert_close(values[:, 0], one_number(x) - 0.1 * one_number[0].weight.abs().sum())
 
 
 def test_margins():
