@@ -14,7 +14,7 @@ from autodual.expand import Expansion
 from autodual.graph import Graph, ModuleRef, Node, Ref, references, substitute
 from autodual.leaves import is_leaf
 from autodual.primal import is_attribute_access, operator_of
-from dual_layers import UNKNOWN, Call, Composite, DualLayer, Slot, cases, choose, is_shape_query, nearest, spelling
+from dual_layers import UNKNOWN, Call, Composite, DualLayer, Slot, cases, choose, is_held, is_shape_query, nearest, spelling
 from dual_layers.shape import SHAPE_ATTRIBUTES
 
 ADVICE = "register a rule: docs/adding_an_operator.md"
@@ -115,7 +115,7 @@ def compile_graph(graph: Graph, model: nn.Module, sources: tuple[str, ...], valu
         if data.intersection(node.parents):
             data.add(node.name)
         own = tuple(parent for parent in node.parents if parent in perturbed)
-        if not own or node.batch_statistics:
+        if not own or node.batch_statistics or is_held(node.operator):
             continue
         perturbed.add(node.name)
         parents[node.name] = own

@@ -11,7 +11,8 @@ from dual_layers.contract import (
 )
 from dual_layers.families import Affine, Composite, PiecewiseLinear, Relaxed
 from dual_layers.registry import (
-    cases, choose, is_shape_query, keys_of, lookup, nearest, register, register_shape_query, registered_rules, spelling,
+    cases, choose, is_held, is_shape_query, keys_of, lookup, nearest, register, register_held, register_shape_query,
+    registered_rules, spelling,
 )
 from dual_layers.smooth import Piece, Smooth
 
@@ -23,6 +24,6 @@ for _module in pkgutil.iter_modules(__path__):  # every family file is imported:
 __all__ = [
     "INPUT", "NONE", "REAL", "ROUNDED", "UNKNOWN", "Affine", "Call", "Choice", "Composite", "DualLayer", "Facts", "Guarantee",
     "Interval", "Offsets", "Piece", "PiecewiseLinear", "Relaxed", "RuleSample", "Slopes", "Slot", "Smooth", "cases", "choose",
-    "is_shape_query", "keys_of", "lookup", "nearest", "probabilistic", "register", "register_shape_query", "registered_rules",
-    "spelling",
+    "is_held", "is_shape_query", "keys_of", "lookup", "nearest", "probabilistic", "register", "register_held",
+    "register_shape_query", "registered_rules", "spelling",
 ]

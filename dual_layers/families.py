@@ -85,7 +85,10 @@ class Relaxed(DualLayer):
         """Return the best valid offsets for *any* slopes: the minimum and maximum of ``f(z) - slope . z``."""
 
     def undecided(self, bounds: tuple[Interval, ...]) -> Tensor:
-        """Tell which elements tighter bounds could still help; elsewhere the relaxation is exact."""
+        """Tell which elements tighter bounds could still help; elsewhere the relaxation is exact.
+
+        Input elements; an answer of another shape than an input's says nothing about that input.
+        """
         return torch.ones_like(bounds[0].lower, dtype=torch.bool)
 
     def outside(self, *boxes: Interval) -> Tensor:

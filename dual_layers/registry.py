@@ -16,6 +16,7 @@ Rule = TypeVar("Rule", bound=type[DualLayer])
 
 _RULES: dict[Key, list[type[DualLayer]]] = {}
 _SHAPE_QUERIES: set[Key] = set()
+_HELD: set[Key] = set()
 
 
 def register(*keys: Key, override: bool = False, case: bool = False) -> Callable[[Rule], Rule]:
@@ -93,6 +94,19 @@ def register_shape_query(*keys: Key) -> None:
 def is_shape_query(operator: Key) -> bool:
     """Whether an operator's result is the same for every value its tensor inputs can take."""
     return not isinstance(operator, nn.Module) and operator in _SHAPE_QUERIES
+
+
+def register_held(*keys: Key) -> None:
+    """Declare operators whose value is read off at the region's centre and held there.
+
+    For choices inside a composition that computes the same whatever is chosen: which element the others are compared with.
+    """
+    _HELD.update(keys)
+
+
+def is_held(operator: Key) -> bool:
+    """Whether an operator's value at the region's centre stands for its value everywhere."""
+    return not isinstance(operator, nn.Module) and operator in _HELD
 
 
 def registered_rules() -> list[type[DualLayer]]:

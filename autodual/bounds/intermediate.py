@@ -91,8 +91,8 @@ def _wanted(run: Run, name: str, method: Dual | Adaptive, everything: bool) -> T
         parents = run.program.parents[consumer]
         if name in parents:
             layer = run.layers[consumer]
-            undecided = layer.undecided(tuple(run.hull(parent) for parent in parents)) if layer.facts.positionwise else True
-            wanted = wanted | undecided
+            undecided = layer.undecided(tuple(run.hull(parent) for parent in parents))
+            wanted = wanted | (undecided if undecided.shape == wanted.shape else True)
     return run.examples(name, wanted)
 
 
