@@ -43,10 +43,14 @@ class Tightness:
 
 
 def curved_rules() -> list[tuple[type[DualLayer], RuleSample]]:
-    """List the smooth rules, each with its first good sample and every other one whose arguments change the function."""
+    """List the smooth rules, each with its first good sample and every other one whose arguments change the function.
+
+    Samples with a constant for each element are left out: they are many functions at once.
+    """
     found = []
     for rule in registered_rules():
         samples = [sample for sample in rule.samples() if sample.error is None] if issubclass(rule, Smooth) else []
+        samples = [sample for sample in samples if not any(isinstance(a, Tensor) and a.ndim for a in sample.call.args)]
         kinds = {str(vars(rule(sample.call).arguments) if _named(rule) else ""): sample for sample in reversed(samples)}
         found += [(rule, sample) for sample in reversed(kinds.values())]
     return found

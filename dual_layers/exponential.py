@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dual_layers.checks import check_not_widened
 from dual_layers.contract import INPUT, Call, Facts, Interval, RuleSample, Slot, slots
+from dual_layers.families import Composite
 from dual_layers.refusals import unless_only
 from dual_layers.registry import register
 from dual_layers.smooth import Piece, Smooth
@@ -47,8 +48,8 @@ class Exponential(Smooth):
         return _EVERYWHERE
 
     def turning(self, slope: Tensor, pieces: tuple[Piece, ...]) -> tuple[Tensor, ...]:
-        """Return a logarithm of the slope; any place will do where the function is constant."""
-        return ((torch.log((slope / self.rate).clamp(min=0)) / self.rate).nan_to_num(0.0),)
+        """Return a logarithm of the slope."""
+        return (torch.log((slope / self.rate).clamp(min=0)) / self.rate,)
 
 
 @register(*spellings("exp"))
@@ -202,6 +203,11 @@ class Power(Smooth):
     @property
     def _whole(self) -> bool:
         return float(self.exponent).is_integer()
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """Everything for an odd exponent, otherwise what is not negative."""
+        return (-torch.inf if self._whole and self.exponent % 2 else 0.0), torch.inf
 
     def poles(self) -> tuple[float, ...]:
         """Return zero for a negative exponent."""
@@ -369,6 +375,83 @@ class DualPow(Power):
 
 
 @register(operator.pow, "__pow__", *spellings("pow"), case=True)
+class DualPowEach(Smooth):
+    """A power whose exponent is a constant tensor, one exponent per element, perhaps a parameter. Source: as ``DualPow``.
+
+    Domain and shape are those of each element's exponent. The tensor is read when bounds are computed.
+    """
+
+    source: ClassVar[str] = _TANGENTS
+
+    @classmethod
+    def refuse(cls, call: Call) -> str | None:
+        """Refuse a perturbed exponent, and a base that is constant."""
+        wrong = unless_only(cls, call, "input")
+        return wrong or (None if slots(cls(call).arguments.input) else "the base must depend on the input")
+
+    @staticmethod
+    def parameters(input: Any, exponent: Any) -> dict[str, Any]:
+        """Name the arguments of ``torch.pow``."""
+        return {"input": input, "exponent": exponent}
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Run the operator; an exponent that widens the base would break the element-by-element account."""
+        result = self.call(*inputs)
+        check_not_widened(result, inputs[0])
+        return result
+
+    def _exponent(self, z: Tensor) -> Tensor:
+        """Return the argument, which may hold integers, in the dtype of the base."""
+        return self.arguments.exponent.to(z.dtype)
+
+    @property
+    def extent(self) -> tuple[Tensor, float]:
+        """Everything for odd exponents, otherwise what is not negative."""
+        return torch.where(self.arguments.exponent % 2 == 1, -torch.inf, 0.0), torch.inf
+
+    def outside(self, *boxes: Interval) -> Tensor:
+        """Tell where a fractional exponent meets a negative number, or a negative one zero."""
+        (box,), p = boxes, self._exponent(boxes[0].lower)
+        return ((p != p.round()) & (box.lower < 0)) | ((p < 0) & (box.lower <= 0) & (box.upper >= 0)) | p.isnan()
+
+    def derivative(self, z: Tensor) -> Tensor:
+        """Return ``p z ** (p - 1)``."""
+        p = self._exponent(z)
+        return torch.where(p == 0, 0.0, p * z ** (p - 1))
+
+    def pieces(self, box: Interval) -> tuple[Piece, ...]:
+        """Return both sides of zero; a straight line counts as convex."""
+        p = self._exponent(box.lower)
+        right = p * (p - 1) >= 0
+        odd = (p % 2 == 1) & (p != 1)
+        return Piece(-torch.inf, 0.0, right ^ odd), Piece(0.0, torch.inf, right)
+
+    def turning(self, slope: Tensor, pieces: tuple[Piece, ...]) -> tuple[Tensor, ...]:
+        """Return roots of the slope, and an end where the function is straight."""
+        p = self._exponent(slope)
+        straight, ratio, root = (p == 0) | (p == 1), slope / p, 1 / (p - 1)
+        left, right = -(torch.where(p % 2 == 1, ratio, -ratio).clamp(min=0) ** root), ratio.clamp(min=0) ** root
+        return torch.where(straight, _end(slope, p), left), torch.where(straight, _end(slope, p), right)
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield exponents of every kind on either side of zero, and what is another operator."""
+        whole, inverse = torch.tensor([2, 3, 4, 5, 1, 0]), torch.tensor([-1, -2, -3, 2])
+        broken = torch.tensor([0.5, -0.7, 2.5, 1.2, -2.0, 0.4])
+        yield RuleSample("whole", Call(operator.pow, (INPUT, whole)), ((2, 6),), low=-2.0, high=1.5)
+        yield RuleSample("fractions", Call(torch.pow, (INPUT, broken)), ((2, 6),), low=0.3, high=4.0)
+        yield RuleSample("inverse", Call("pow", (INPUT, inverse)), ((2, 4),), low=-4.0, high=-0.5)
+        learned = Call(aten.pow.Tensor_Tensor, (INPUT, torch.tensor(3.3)))
+        yield RuleSample("one for all", learned, ((2, 3),), low=0.2, high=3.0)
+        call, wrong = Call(torch.pow, (INPUT, Slot(1))), "exponent must not depend on the input"
+        yield RuleSample("perturbed exponent", call, ((2, 3), (3,)), error=ValueError, message=wrong)
+        call, wrong = Call(torch.pow, (whole, INPUT)), "exponent must not depend on the input"
+        yield RuleSample("constant base", call, ((2, 6),), error=ValueError, message=wrong)
+        call, wrong = Call(torch.pow, (INPUT, whole[:, None])), "widens its input"
+        yield RuleSample("widened", call, ((1, 6),), low=0.5, error=ValueError, message=wrong)
+
+
+@register(operator.pow, "__pow__", *spellings("pow"), case=True)
 class DualPowerOf(Exponential):
     """A perturbed power of a constant: a positive number, or a tensor of them. Source: as the exponential.
 
@@ -407,6 +490,11 @@ class DualPowerOf(Exponential):
         base = self.arguments.input
         return torch.log(torch.where(base > 0, base, 1.0)) if isinstance(base, Tensor) else math.log(base)
 
+    def turning(self, slope: Tensor, pieces: tuple[Piece, ...]) -> tuple[Tensor, ...]:
+        """Return a logarithm of the slope, and an end where the base is 1."""
+        (place,) = super().turning(slope, pieces)
+        return (torch.where(torch.as_tensor(self.rate == 0), _end(slope, 0.0), place),)
+
     def outside(self, *boxes: Interval) -> Tensor:
         """Tell where the base is not positive."""
         base, nowhere = self.arguments.input, torch.zeros_like(boxes[0].lower, dtype=torch.bool)
@@ -426,6 +514,32 @@ class DualPowerOf(Exponential):
         yield RuleSample("two inputs", Call(operator.pow, (INPUT, Slot(1))), ((2, 3), ()), error=ValueError, message=wrong)
         call, wrong = Call(torch.pow, (torch.tensor([[2.0], [3.0]]), INPUT)), "widens its input"
         yield RuleSample("widened", call, ((1, 3),), error=ValueError, message=wrong)
+
+
+@register(*spellings("float_power"))
+class DualFloatPower(Composite):
+    """A power computed in double precision. Source: a conversion and ``pow``."""
+
+    @staticmethod
+    def compose(input: Any, exponent: Any) -> Any:
+        """Convert tensors, then take the power."""
+        return operator.pow(*(v if isinstance(v, (int, float)) else v.double() for v in (input, exponent)))
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield both kinds of power."""
+        yield RuleSample("function", Call(torch.float_power, (INPUT, 3)), ((2, 3),), low=-3.0, high=4.0)
+        yield RuleSample("method", Call("float_power", (INPUT,), {"exponent": 0.5}), ((2, 3),), low=0.5)
+        exponents = Call(torch.float_power, (INPUT, torch.tensor([2.0, 3.0, -0.5])))
+        yield RuleSample("one exponent per element", exponents, ((2, 3),), low=0.5, high=4.0)
+        yield RuleSample("constant base", Call(torch.float_power, (2, INPUT)), ((2, 3),), low=-3.0, high=4.0)
+        call, wrong = Call(torch.float_power, (INPUT,), {"power": 3}), "missing a required argument"
+        yield RuleSample("another name", call, ((2, 3),), error=ValueError, message=wrong)
+
+
+def _end(slope: Tensor, rate: Tensor | float) -> Tensor:
+    """Return the end at which a straight function, less that slope, is lowest."""
+    return torch.where(slope < rate, -torch.inf, torch.inf).to(slope.dtype)
 
 
 @register(nn.Softplus, *spellings("softplus"))

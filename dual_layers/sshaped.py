@@ -1,4 +1,4 @@
-"""S-shaped functions: convex on one side of zero, concave on the other."""
+"""S-shaped functions: convex on one side of their centre, concave on the other."""
 
 from __future__ import annotations
 
@@ -161,11 +161,79 @@ class DualSoftsign(SShaped):
         yield RuleSample("function", Call(F.softsign), ((2, 3),), low=-3.0, high=2.0)
 
 
-@register(nn.Tanhshrink, *spellings("tanhshrink"))
-class DualTanhshrink(Smooth):
-    """Tanhshrink, ``z - tanh(z)``: concave below zero, convex above. Source: ``f' = tanh^2``; thesis, eq. 3.42."""
+@register(*spellings("asinh", "arcsinh"))
+class DualAsinh(SShaped):
+    """Inverse hyperbolic sine. Source: ``asinh' = 1 / sqrt(1 + z^2)``; thesis, Theorem 3 (eq. 3.42), on tangents."""
+
+    source: ClassVar[str] = _TANGENTS
+
+    def derivative(self, z: Tensor) -> Tensor:
+        """Return ``1 / sqrt(1 + z^2)``, also where the square overflows."""
+        return 1 / torch.hypot(z, torch.ones_like(z))
+
+    def distance(self, slope: Tensor) -> Tensor:
+        """Return ``sqrt(1 / slope^2 - 1)``."""
+        return ((1 - slope) * (1 + slope)).sqrt() / slope
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield the spellings."""
+        yield RuleSample("function", Call(torch.asinh), ((2, 3),))
+        yield RuleSample("method", Call("arcsinh"), ((3, 4),), low=-3.0, high=2.0)
+
+
+@register(*spellings("erfc"), torch.special.erfc)
+class DualErfc(Smooth):
+    """Complementary error function, falling: concave below zero, convex above. Source: as the error function."""
+
+    source: ClassVar[str] = _TANGENTS
+    extent: ClassVar[tuple[float, float]] = (0.0, 2.0)
+
+    def derivative(self, z: Tensor) -> Tensor:
+        """Return ``-2 / sqrt(pi) exp(-z^2)``."""
+        return -2 / math.sqrt(math.pi) * torch.exp(-z * z)
+
+    def pieces(self, box: Interval) -> tuple[Piece, ...]:
+        """Return the two sides of zero."""
+        return Piece(-torch.inf, 0.0, False), Piece(0.0, torch.inf, True)
+
+    def turning(self, slope: Tensor, pieces: tuple[Piece, ...]) -> tuple[Tensor, ...]:
+        """Invert the Gaussian on either side."""
+        distance = (-torch.log(slope.clamp(max=0) * (-math.sqrt(math.pi) / 2))).clamp(min=0).sqrt()
+        return -distance, distance
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield the spellings."""
+        yield RuleSample("function", Call(torch.erfc), ((2, 3),), low=-3.0, high=3.0)
+        yield RuleSample("method", Call("erfc"), ((2, 3),))
+
+
+class Steepening(Smooth):
+    """Non-decreasing, concave below a centre and convex above, with a derivative that is even about it. Abstract."""
 
     facts: ClassVar[Facts] = Facts(monotone=True, positionwise=True)
+    center: ClassVar[float] = 0.0
+
+    def pieces(self, box: Interval) -> tuple[Piece, ...]:
+        """Return the two sides of the centre."""
+        return Piece(-torch.inf, self.center, False), Piece(self.center, torch.inf, True)
+
+    @abstractmethod
+    def distance(self, slope: Tensor) -> Tensor:
+        """Return how far from the centre the derivative is ``slope``, for slopes from the flattest one on."""
+
+    def turning(self, slope: Tensor, pieces: tuple[Piece, ...]) -> tuple[Tensor, ...]:
+        """Return one point on each side."""
+        flattest = self.derivative(torch.full_like(slope, self.center))
+        distance = self.distance(torch.maximum(slope, flattest))
+        return self.center - distance, self.center + distance
+
+
+@register(nn.Tanhshrink, *spellings("tanhshrink"))
+class DualTanhshrink(Steepening):
+    """Tanhshrink, ``z - tanh(z)``: concave below zero, convex above. Source: ``f' = tanh^2``; thesis, eq. 3.42."""
+
     source: ClassVar[str] = _TANGENTS
 
     def derivative(self, z: Tensor) -> Tensor:
@@ -176,14 +244,9 @@ class DualTanhshrink(Smooth):
         """Return the size of what is subtracted."""
         return z.abs().clamp(max=1.0)
 
-    def pieces(self, box: Interval) -> tuple[Piece, ...]:
-        """Return the two sides of zero."""
-        return Piece(-torch.inf, 0.0, False), Piece(0.0, torch.inf, True)
-
-    def turning(self, slope: Tensor, pieces: tuple[Piece, ...]) -> tuple[Tensor, ...]:
-        """Return ``artanh(sqrt(slope))`` on either side."""
-        distance = torch.atanh(slope.clamp(0, 1).sqrt())
-        return -distance, distance
+    def distance(self, slope: Tensor) -> Tensor:
+        """Return ``artanh(sqrt(slope))``."""
+        return torch.atanh(slope.clamp(max=1).sqrt())
 
     @classmethod
     def samples(cls) -> Iterator[RuleSample]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.curved import curved_rules, intervals, measure, places
-from dual_layers import INPUT, Call, DualLayer, Interval, RuleSample, Slopes, lookup
+from dual_layers import INPUT, Call, DualLayer, Interval, RuleSample, Slopes, cases, choose
 from dual_layers.smooth import Smooth
 
 CURVES = [pytest.param(rule, sample, id=f"{rule.__name__}-{sample.label}") for rule, sample in curved_rules()]
@@ -19,7 +19,8 @@ CHOICES = ("parallel", "adaptive")
 
 
 def layer_of(operator, *constants) -> Smooth:
-    return lookup(operator)(Call(operator, (INPUT, *constants)))
+    call = Call(operator, (INPUT, *constants))
+    return choose(call)[0](call)
 
 
 def box(lower: list[float], upper: list[float], dtype: torch.dtype = torch.float64) -> Interval:
@@ -27,6 +28,8 @@ def box(lower: list[float], upper: list[float], dtype: torch.dtype = torch.float
 
 
 def domain(layer: Smooth, sample: RuleSample) -> tuple[float, float]:
+    if type(layer).outside is not Smooth.outside:  # it depends on the box or on constants
+        return sample.low, sample.high
     left, right = layer.domain()
     return max(left + 0.02, -30.0), min(right, 30.0)
 
@@ -87,12 +90,12 @@ def test_turning_points_have_the_slope(rule: type[DualLayer], sample: RuleSample
     layer = rule(sample.call)
     left, right = domain(layer, sample)
     whole = Interval(torch.full((200,), left, dtype=torch.float64), torch.full((200,), right, dtype=torch.float64))
-    for number, (piece, (lower, upper, convex)) in enumerate(
-        zip(layer.pieces(whole), finite_pieces(layer, left, right), strict=False)
-    ):
-        if convex is not None and not isinstance(piece.lower, Tensor):
-            z = torch.linspace(max(lower, -8.0) + 1e-3, min(upper, 8.0) - 1e-3, 200, dtype=torch.float64)
-            slope = layer.derivative(z)
+    for number, piece in enumerate(layer.pieces(whole)):
+        if piece.convex is None or isinstance(piece.lower, Tensor) or isinstance(piece.upper, Tensor):
+            continue
+        lower, upper = max(piece.lower, left, -8.0) + 1e-3, min(piece.upper, right, 8.0) - 1e-3
+        if lower < upper:
+            slope = layer.derivative(torch.linspace(lower, upper, 200, dtype=torch.float64))
             found = layer.turning(slope, layer.pieces(whole))[number]
             torch.testing.assert_close(layer.derivative(found), slope, atol=1e-9, rtol=1e-9)
 
@@ -180,11 +183,21 @@ def test_unbounded_boxes_give_true_lines_without_nan(rule: type[DualLayer], samp
         (torch.reciprocal, (), (0.0, 2.0)),
         (torch.pow, (0.5,), (-1.0, 2.0)),
         (torch.pow, (-2,), (-1.0, 2.0)),
+        (torch.asin, (), (0.5, 1.1)),
+        (torch.acos, (), (-1.5, 2.0)),
+        (torch.acosh, (), (0.5, 2.0)),
+        (torch.atanh, (), (-1.1, 0.0)),
+        (torch.logit, (), (-0.1, 0.5)),
+        (torch.tan, (), (1.5, 1.6)),
+        (torch.tan, (), (0.5, 4.0)),
+        (torch.tan, (), (-1e300, 1e300)),
+        (torch.tan, (), (1e17, 1e17)),
     ],
 )
 def test_a_box_that_leaves_the_domain_has_infinite_bounds_alone(operator, constants, ends) -> None:
     layer = layer_of(operator, *constants)
-    boxes = box([ends[0], 1.0], [ends[1], 2.0])
+    valid = min(max(layer.domain()[0] + 0.2, 0.5), 2.0)
+    boxes = box([ends[0], valid], [ends[1], valid + 0.1])
     found = layer.interval(boxes)
     assert found.lower[0] == -torch.inf
     assert found.upper[0] == torch.inf
@@ -204,6 +217,58 @@ def test_a_logarithm_may_start_at_its_pole() -> None:
     assert found.upper[0] == pytest.approx(math.log(2))
     found = layer_of(torch.sqrt).interval(box([0.0], [4.0]))
     assert (found.lower[0], found.upper[0]) == (0, 2)
+
+
+@pytest.mark.parametrize("exponent", [2, 4, -2, torch.tensor(2), torch.tensor(4.0)])
+def test_an_even_power_stays_in_the_domain_of_a_root(exponent) -> None:
+    found = layer_of(torch.pow, exponent).interval(box([-1e-200, -1.0, 0.0], [1e-200, 3.0, 0.0]))
+    assert ((found.lower >= 0) | found.lower.isinf()).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_an_exponent_for_each_element_gives_the_lines_of_each(dtype: torch.dtype) -> None:
+    exponents = [2.0, 3.0, 4.0, 0.5, 2.5, -1.0, -2.0, -0.5, 1.0, 0.0]
+    ends = [(-2.0, 3.0), (-2.0, -1.0), (0.0, 2.0), (1.0, 1.0), (0.5, 4.0), (-1e-3, 1e3)]
+    lower, upper = (torch.tensor(side, dtype=dtype)[:, None].expand(-1, len(exponents)) for side in zip(*ends, strict=True))
+    boxes, each = Interval(lower, upper), layer_of(torch.pow, torch.tensor(exponents, dtype=dtype))
+    slopes = {choice: each.slopes((boxes,), choice) for choice in CHOICES}
+    offsets = {choice: each.conjugate(slopes[choice], (boxes,)) for choice in CHOICES}
+    found = each.interval(boxes)
+    for number, exponent in enumerate(exponents):
+        own, single = layer_of(torch.pow, exponent), Interval(lower[:, number], upper[:, number])
+        size = 64 * torch.finfo(dtype).eps * (1 + own.interval(single).upper.nan_to_num(posinf=0.0).max().item())
+        close = {"atol": size, "rtol": 1e2 * torch.finfo(dtype).eps}
+        torch.testing.assert_close(found.lower[:, number], own.interval(single).lower, **close)
+        torch.testing.assert_close(found.upper[:, number], own.interval(single).upper, **close)
+        for choice in CHOICES:
+            gap = (offsets[choice].upper - offsets[choice].lower)[:, number]
+            best = own.slopes((single,), choice)
+            expected = own.conjugate(best, (single,))
+            if choice == "parallel":
+                torch.testing.assert_close(gap, expected.upper - expected.lower, **close)
+            given = Slopes(*((side[0][:, number],) for side in (slopes[choice].lower, slopes[choice].upper)))
+            expected = own.conjugate(given, (single,))
+            torch.testing.assert_close(offsets[choice].lower[:, number], expected.lower, **close)
+            torch.testing.assert_close(offsets[choice].upper[:, number], expected.upper, **close)
+
+
+def test_a_base_that_is_not_positive_gives_infinite_bounds_alone() -> None:
+    operator = torch.pow
+    bases = torch.tensor([2.0, 0.0, -1.0, math.nan, 0.5], dtype=torch.float64)
+    layer = next(rule for rule in cases(operator) if rule.__name__ == "DualPowerOf")(Call(operator, (bases, INPUT)))
+    boxes = box([-1.0] * 5, [2.0] * 5)
+    found = layer.interval(boxes)
+    assert layer.outside(boxes).tolist() == [False, True, True, True, False]
+    assert found.lower.tolist() == pytest.approx([0.5, -math.inf, -math.inf, -math.inf, 0.25])
+    assert found.upper.tolist() == pytest.approx([4.0, math.inf, math.inf, math.inf, 2.0])
+
+
+def test_a_tangent_keeps_to_its_branch() -> None:
+    layer = layer_of(torch.tan)
+    boxes = box([-1.5, 2.0, 100.6], [1.5, 4.0, 102.0])
+    assert not layer.outside(boxes).any()
+    torch.testing.assert_close(layer.interval(boxes).lower, boxes.lower.tan())
+    assert layer.outside(box([math.pi / 2], [math.pi / 2])).all()
 
 
 def test_an_overflow_is_infinite_above_and_finite_below() -> None:
