@@ -30,7 +30,8 @@ class Dual:
 
     Attributes:
         strict: take no liberty. By default an element that interval arithmetic proves stable is taken as stable and gets
-            no row of its own: sound, rarely different, much cheaper. Published figures are checked with ``strict=True``.
+            no row of its own: sound, rarely different, much cheaper; and outputs bounded without a specification are met with
+            their interval bounds. Published figures are checked with ``strict=True``.
         walk: ``backward`` sweeps rows from the bounded element to the input; ``forward`` pushes every noise symbol from the
             input on (Algorithm 2). The numbers agree; forwards is cheaper for networks with few inputs.
 

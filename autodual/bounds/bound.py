@@ -47,7 +47,7 @@ def bound_rows(
     deviation = in_chunks(run, output, every, seeds, magnitude=True, lower_only=lower_only)
     middle = (rows * run.examples(output, value)[:, None]).sum(-1)
     lower, upper = middle + deviation.lower.T, middle + deviation.upper.T
-    if plain and (output in run.lines or output in run.program.enclosures):
+    if plain and not run.strict:
         hull = run.hull(output)  # a probability stays below one, whatever the lines say
         known = meet(Interval(lower, upper), Interval(run.examples(output, hull.lower), run.examples(output, hull.upper)))
         lower, upper = known.lower, known.upper
