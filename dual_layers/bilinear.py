@@ -71,7 +71,7 @@ class Bilinear(Relaxed):
     def _rest(self, slopes: tuple[Tensor, ...], bounds: tuple[Interval, ...]) -> Interval:
         (x, y), (y_held, x_held) = self.factors(bounds), slopes
         rest, constant = self.enclose(_moved(x, x_held), _moved(y, y_held)), self.product(x_held, y_held)
-        return _ordered(rest.lower - constant, rest.upper - constant)
+        return ordered(rest.lower - constant, rest.upper - constant)
 
     def pull(self, nu: Tensor, slopes: Slopes, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Transpose the held maps; a tensor that is both factors gets the sum."""
@@ -111,7 +111,7 @@ class Bilinear(Relaxed):
     def centers(self, bounds: tuple[Interval, ...]) -> tuple[Tensor, Tensor]:
         """Return slopes: the centres of the boxes of ``y`` and ``x``, zero where a box has none."""
         x, y = self.factors(bounds)
-        return _known(y.center), _known(x.center)
+        return known(y.center), known(x.center)
 
     def product(self, x: Tensor, y: Tensor) -> Tensor:
         """Compute ``f(x, y)``."""
@@ -150,8 +150,13 @@ class DualProduct(Bilinear):
 
     def enclose(self, x: Interval, y: Interval) -> Interval:
         """Take the extremes over the corners: exact for any boxes."""
-        corners = [_times(a, b) for a in (x.lower, x.upper) for b in (y.lower, y.upper)]
-        return _ordered(reduce(torch.minimum, corners), reduce(torch.maximum, corners))
+        corners = [times(a, b) for a in (x.lower, x.upper) for b in (y.lower, y.upper)]
+        return ordered(reduce(torch.minimum, corners), reduce(torch.maximum, corners))
+
+    def undecided(self, bounds: tuple[Interval, ...]) -> Tensor:
+        """Tell where neither factor is a single number."""
+        first, second = bounds
+        return (first.lower != first.upper) & (second.lower != second.upper)
 
     def slopes(self, bounds: tuple[Interval, ...], choice: Choice) -> Slopes:
         """Hold the factors at the centres of their boxes; for each line alone at the better pair of corners."""
@@ -202,8 +207,8 @@ class Contraction(Bilinear):
         box = self.enclose(x, y) if _has_tensor((self.call.args, self.call.kwargs)) else self._paired(x, y)
         with torch.no_grad():  # the operator may add up in another order
             sizes = (torch.maximum(end.lower.abs(), end.upper.abs()) for end in (x, y))
-            slack = _ROUNDINGS * torch.finfo(box.lower.dtype).eps * _known(self.magnitude(*sizes))
-        return _ordered(box.lower - slack, box.upper + slack)
+            slack = _ROUNDINGS * torch.finfo(box.lower.dtype).eps * known(self.magnitude(*sizes))
+        return ordered(box.lower - slack, box.upper + slack)
 
     def _paired(self, x: Interval, y: Interval) -> Interval:
         free = self._unbounded(x, y)
@@ -231,7 +236,7 @@ class Contraction(Bilinear):
         x, y = _bounded(x), _bounded(y)
         center, sizes = self.product(x.center, y.center), (x.center.abs(), y.center.abs())
         radius = self.magnitude(sizes[0] + x.radius, sizes[1] + y.radius) - self.magnitude(*sizes)
-        return _ordered(torch.where(free, -torch.inf, center - radius), torch.where(free, torch.inf, center + radius))
+        return ordered(torch.where(free, -torch.inf, center - radius), torch.where(free, torch.inf, center + radius))
 
     def _unbounded(self, x: Interval, y: Interval) -> Tensor:
         """Tell which outputs add up a product of an infinite end and of something that may differ from zero."""
@@ -460,12 +465,12 @@ def _has_tensor(value: Any) -> bool:
     return any(map(_has_tensor, value)) if isinstance(value, (tuple, list)) else isinstance(value, Tensor)
 
 
-def _times(a: Tensor, b: Tensor) -> Tensor:
+def times(a: Tensor, b: Tensor) -> Tensor:
     """Multiply, with ``0 * inf = 0``: what is exactly zero ignores an unbounded end."""
     return torch.where((b == 0) & a.isinf(), 0.0, a) * torch.where((a == 0) & b.isinf(), 0.0, b)
 
 
-def _known(value: Tensor) -> Tensor:
+def known(value: Tensor) -> Tensor:
     """Put zero for what is no number."""
     return value.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
@@ -480,7 +485,7 @@ def _bounded(box: Interval) -> Interval:
     return Interval(torch.where(bounded, box.lower, 0.0), torch.where(bounded, box.upper, 0.0))
 
 
-def _ordered(lower: Tensor, upper: Tensor) -> Interval:
+def ordered(lower: Tensor, upper: Tensor) -> Interval:
     """Make two ends a box: NaN says nothing, and a lower end beyond all numbers is only known to exceed the largest."""
     largest = torch.finfo(lower.dtype).max
     lower = lower.nan_to_num(nan=-torch.inf, posinf=largest, neginf=-torch.inf)
@@ -510,12 +515,12 @@ def _better(
 
     @torch.no_grad()
     def height(plane: tuple[Tensor, Tensor]) -> Tensor:
-        (y_held, x_held), total = plane, -side * _times(*plane)
+        (y_held, x_held), total = plane, -side * times(*plane)
         for held, box in ((y_held, x), (x_held, y)):
-            total = total + torch.minimum(_times(side * held, box.lower), _times(side * held, box.upper))
+            total = total + torch.minimum(times(side * held, box.lower), times(side * held, box.upper))
         return total.nan_to_num(nan=-torch.inf)
 
     one, two = height(first), height(second)
     chosen = (torch.where(one > two, a, torch.where(two > one, b, c)) for a, b, c in zip(first, second, tied, strict=True))
-    y_held, x_held = map(_known, chosen)
+    y_held, x_held = map(known, chosen)
     return y_held, x_held
