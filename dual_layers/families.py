@@ -141,8 +141,10 @@ class Composite(DualLayer):
 
     @classmethod
     def parameters(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Name the arguments as ``compose`` does."""
-        bound = inspect.signature(cls.compose).bind(*args, **kwargs)
+        """Name the arguments as ``compose`` does; options that it does not know must be left at None, such as ``out``."""
+        known = inspect.signature(cls.compose)
+        given = {name: value for name, value in kwargs.items() if name in known.parameters or value is not None}
+        bound = known.bind(*args, **given)
         bound.apply_defaults()
         return dict(bound.arguments)
 
