@@ -83,6 +83,7 @@ def _relaxed(run: Run, name: str, nu: Tensor, total: Deviation) -> tuple[Tensor,
     if run.layouts[name].factor > 1 or not run.layers[name].facts.positionwise:
         nu = _expand(run, name, nu)
     _add_penalty(run, name, nu, lines, total)
+    nu = nu if lines.sloping is None else nu * lines.sloping
     return () if lines.slopes is None else run.layers[name].pull(nu, lines.slopes, run.parents(name))
 
 
@@ -93,7 +94,8 @@ def _add_penalty(run: Run, name: str, nu: Tensor, lines: Lines, total: Deviation
         terms = sum((size for size in boxes if size.shape == lines.lower.shape), start=lines.upper - lines.lower)
         if lines.slopes is not None and not run.layers[name].facts.positionwise:
             sides = (lines.slopes.lower, lines.slopes.upper)
-            terms = terms + sum(run.layers[name].push(tuple(a.abs() for a in side), tuple(boxes)) for side in sides)
+            reach = sum(run.layers[name].push(tuple(a.abs() for a in side), tuple(boxes)) for side in sides)
+            terms = terms + (reach if lines.sloping is None else torch.where(lines.sloping, reach, 0.0))
         total.magnitude = total.magnitude + _contract(run, name, nu.abs(), terms)
     if lines.two_sided:
         shift = _contract(run, name, nu, lines.shift)

@@ -76,14 +76,18 @@ class NoiseSymbols:
 
     def _relaxed(self, name: str) -> None:
         run, lines, layer = self.run, self.run.lines[name], self.run.layers[name]
-        slopes = lines.slopes.lower
-        entry = {owner: layer.push(slopes, rows) for owner, rows in self._arriving(name)}
+
+        def push(points: tuple[Tensor, ...]) -> Tensor:
+            moved = layer.push(lines.slopes.lower, points)
+            return moved if lines.sloping is None else torch.where(lines.sloping, moved, 0.0)
+
+        entry = {owner: push(rows) for owner, rows in self._arriving(name)}
         spread = run.examples(name, lines.spread)
         loose = (spread > 0).any(0).nonzero()[:, 0]
         if len(loose):
             entry[name] = run.node(name, torch.diag_embed(spread).movedim(1, 0)[loose], lead=1)
         self.directions[name] = entry
-        self.shifts[name] = lines.shift + layer.push(slopes, tuple(self.shifts[p] for p in run.program.parents[name]))
+        self.shifts[name] = lines.shift + push(tuple(self.shifts[parent] for parent in run.program.parents[name]))
 
     def _arriving(self, name: str) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
         """Yield the symbols that reach a node: their owner and their directions at each parent, zero where they do not."""

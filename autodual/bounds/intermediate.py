@@ -140,7 +140,7 @@ def _merge(run: Run, name: str, wanted: Tensor, rows: Tensor, lower: Tensor, upp
 
 def _interval(run: Run, name: str, lower: Tensor, upper: Tensor) -> Interval:
     box = run.rounded(name, Interval(run.node(name, lower), run.node(name, upper)))
-    return meet(box, run.hull(name)) if _feeds_a_curve(run, name) else box
+    return meet(box, run.hull(name)) if run.program.enclosures or _feeds_a_curve(run, name) else box
 
 
 def _feeds_a_curve(run: Run, name: str) -> bool:

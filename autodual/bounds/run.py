@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -28,12 +28,14 @@ class Lines:
 
         f(z0) + slope_lo (z - z0) + lower  <=  f(z)  <=  f(z0) + slope_up (z - z0) + upper
 
-    so that ``lower <= 0 <= upper``. ``slopes`` is None for a constant bound, the interval method's.
+    so that ``lower <= 0 <= upper``. ``slopes`` is None for a constant bound, the interval method's. ``sloping``, where it is
+    given, is false for elements whose lines are level, whatever their slopes say.
     """
 
     slopes: Slopes | None
     lower: Tensor
     upper: Tensor
+    sloping: Tensor | None = None
 
     @property
     def two_sided(self) -> bool:
@@ -240,13 +242,22 @@ class Run:
             if name in self.program.sources:
                 self.hulls[name] = self.regions[name].hull(self.given[name])
             else:
-                parents = (self.hull(parent) for parent in self.program.parents[name])
-                box = self.rounded(name, self.layers[name].interval(*parents))
+                parents = tuple(self.hull(parent) for parent in self.program.parents[name])
+                box = self._not_below_zero(name, parents, self.rounded(name, self.layers[name].interval(*parents)))
                 for enclosure, layer in self._enclosures(name):
                     tighter = layer.interval(*(self.hull(parent) for parent in enclosure.parents))
                     box = box if tighter is None else meet(box, tighter)
                 self.hulls[name] = box
         return self.hulls[name]
+
+    def _not_below_zero(self, name: str, parents: tuple[Interval, ...], box: Interval) -> Interval:
+        """Undo rounding below zero: what adds up non-negative terms is never negative, and a square root must see that."""
+        facts = self.layers[name].facts
+        single = facts.elementwise and len(parents) == 1
+        if not (facts.affine and (facts.monotone or single)) or any(bool((parent.lower < 0).any()) for parent in parents):
+            return box
+        least = self.layers[name].interval(*(replace(parent, lower=torch.zeros_like(parent.lower)) for parent in parents))
+        return replace(box, lower=torch.where(least.lower >= 0, box.lower.clamp(min=0), box.lower))
 
     def _enclosures(self, name: str) -> Iterator[tuple[Enclosure, DualLayer]]:
         layers = self.program.bind_enclosures(name, self.model, self.values)
@@ -258,7 +269,16 @@ class Run:
         offsets = layer.conjugate(slopes, box)
         lower = offsets.lower - value + layer.push(slopes.lower, self.parents(name))
         upper = offsets.upper - value + layer.push(slopes.upper, self.parents(name))
-        return Lines(slopes, lower.clamp(max=0), upper.clamp(min=0))
+        lines = Lines(slopes, lower.clamp(max=0), upper.clamp(min=0))
+        return self._levelled(name, lines) if name in self.program.enclosures and not self.strict else lines
+
+    def _levelled(self, name: str, lines: Lines) -> Lines:
+        """Make lines level where they are further apart than a composite operator's own interval."""
+        hull, value = self.hull(name), self.values[name]
+        below, above = (hull.lower - value).clamp(max=0), (hull.upper - value).clamp(min=0)
+        sloping = ~(above - below < lines.upper - lines.lower)
+        lower, upper = torch.where(sloping, lines.lower, below), torch.where(sloping, lines.upper, above)
+        return lines if sloping.all() else Lines(lines.slopes, lower, upper, sloping)
 
     def rows_per_chunk(self, name: str) -> int:
         """How many rows of a backward walk that starts at a node fit the memory budget."""
