@@ -33,7 +33,7 @@ def same_random_state(owner: str) -> Iterator[None]:
     before = _random_states()
     try:
         yield
-        changed = str(_random_states()[1:]) != str(before[1:]) or not torch.equal(before[0], torch.get_rng_state())
+        changed = _comparable(_random_states()) != _comparable(before)
     finally:
         torch.set_rng_state(before[0])
         random.setstate(before[1])
@@ -46,6 +46,11 @@ def same_random_state(owner: str) -> Iterator[None]:
 def _random_states() -> tuple[torch.Tensor, Any, Any]:
     numpy = sys.modules.get("numpy")
     return torch.get_rng_state(), random.getstate(), None if numpy is None else numpy.random.get_state(legacy=True)
+
+
+def _comparable(states: tuple[torch.Tensor, Any, Any]) -> tuple[Any, ...]:
+    numbers, python, numpy = states
+    return numbers.numpy().tobytes(), python, numpy and (numpy[1].tobytes(), *numpy[2:])
 
 
 @contextmanager
