@@ -48,7 +48,7 @@ class OverLastAxes(OwnStatistics, ABC):
         if arguments.weight is not None or getattr(arguments, "bias", None) is not None:
             return None
         axes = len(arguments.normalized_shape)
-        lower, upper = (finite(end).flatten(-axes) for end in (boxes[0].lower, boxes[0].upper))
+        lower, upper = finite(boxes[0].map(lambda end: end.flatten(-axes)))
         scale = torch.maximum(lower.abs(), upper.abs()).amax(-1, keepdim=True).clamp(min=1).detach()
         eps = _eps(arguments.eps, lower.dtype) / scale / scale
         lower, upper = lower / scale, upper / scale

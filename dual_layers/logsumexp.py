@@ -60,7 +60,7 @@ class DualLogSumExp(Relaxed):
     def slopes(self, bounds: tuple[Interval, ...], choice: Choice) -> Slopes:
         """Try the middle's tangent and chords above; below, the middle's tangent is the highest plane there."""
         box, shape = self._columns(bounds[0]), bounds[0].lower.shape
-        lower, upper = finite(box.lower), finite(box.upper)
+        lower, upper = finite(box)
         middle = 0.5 * lower + 0.5 * upper
         candidates = torch.stack([torch.softmax(middle, -1), _chords(lower, upper), _exponential_chords(lower, upper)])
         with torch.no_grad():
@@ -77,7 +77,7 @@ class DualLogSumExp(Relaxed):
     def conjugate(self, slopes: Slopes, bounds: tuple[Interval, ...]) -> Offsets:
         """Bound ``f(z) - slope . z`` by a tangent plane from below, and by the corners of the box from above."""
         box, (below, above) = self._columns(bounds[0]), (self._stacked(side[0]) for side in (slopes.lower, slopes.upper))
-        lower, upper = finite(box.lower), finite(box.upper)
+        lower, upper = finite(box)
         low, high = _below(lower, upper, below), _above(lower, upper, above)
         endless, known = ~(box.lower.isfinite() & box.upper.isfinite()), (box.upper < torch.inf).all(-1)
         low = torch.where((endless & (below != 0)).any(-1), -torch.inf, low.nan_to_num(nan=-torch.inf))
@@ -146,10 +146,10 @@ def others(z: Tensor) -> Tensor:
     return torch.where(own, rest, largest + torch.log(total))
 
 
-def finite(end: Tensor) -> Tensor:
-    """Return numbers for infinite ends, far enough from everything and from overflow."""
-    far = torch.finfo(end.dtype).max / 16
-    return end.nan_to_num(nan=0.0, posinf=far, neginf=-far).clamp(-far, far)
+def finite(box: Interval) -> tuple[Tensor, Tensor]:
+    """Return the ends of a box as numbers: for infinite and unknown ones, far from everything and short of overflow."""
+    far = torch.finfo(box.lower.dtype).max / 16
+    return box.lower.nan_to_num(nan=-far).clamp(-far, far), box.upper.nan_to_num(nan=far).clamp(-far, far)
 
 
 def _usable(slope: Tensor, box: Interval) -> Tensor:

@@ -55,7 +55,7 @@ class Softmax(Composite, ABC):
     def interval(self, *boxes: Interval) -> Interval:
         """Take every element at its own two corners."""
         dtype, dim = self.arguments.dtype or boxes[0].lower.dtype, self.arguments.dim
-        lower, upper = (finite(end.to(dtype).movedim(dim, -1)) for end in (boxes[0].lower, boxes[0].upper))
+        lower, upper = finite(boxes[0].map(lambda end: end.to(dtype).movedim(dim, -1)))
         least, most = self.of_odds(lower - others(upper)), self.of_odds(upper - others(lower))
         return Interval(least.movedim(-1, dim), most.movedim(-1, dim))
 
