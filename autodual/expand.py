@@ -16,6 +16,7 @@ from autodual.passes.items import fuse_items
 from dual_layers import Call, Composite
 
 _PLAIN = ("shape", "ndim", "dtype", "device")
+_SIZES = (int, torch.Size, torch.dtype, torch.device)
 
 
 class Expansion:
@@ -104,8 +105,10 @@ class _Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> _Proxy:
         return _Proxy(node, self)
 
-    def proxy_of(self, ref: Ref) -> fx.Proxy:
-        """Stand for another node's value."""
+    def proxy_of(self, ref: Ref) -> Any:
+        """Stand for another node's value; a size or a dtype is itself."""
+        if isinstance(self.expansion.values[ref.name], _SIZES):
+            return self.expansion.values[ref.name]
         if ref.name not in self._known:
             node = self.graph.placeholder(f"input_{len(self._known)}")
             node.meta |= {"name": ref.name, "value": self.expansion.values[ref.name]}

@@ -148,7 +148,7 @@ class Run:
         """Nodes that interval arithmetic bounds exactly when the regions are boxes.
 
         They lie behind at most one affine map of coordinates that vary independently, and any number of maps that only move,
-        scale or shift single elements.
+        repeat, scale or shift single elements.
         """
         program = self.program
         independent, exact = set(program.sources), set(program.sources)
@@ -158,7 +158,7 @@ class Run:
                 continue
             same_shape = self.values[name].shape == self.values[parents[0]].shape
             single = rule.facts.injective or (rule.facts.elementwise and same_shape)
-            if parents[0] in independent or (single and parents[0] in exact):
+            if parents[0] in independent or ((single or rule.facts.selection) and parents[0] in exact):
                 exact.add(name)
             if single and parents[0] in independent:
                 independent.add(name)
