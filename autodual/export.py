@@ -9,6 +9,7 @@ import operator
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -56,7 +57,12 @@ def export(model: nn.Module, example: Mapping[str, Tensor], positional: tuple[st
     batched = {name: value.dim() > 0 and len(value) == batch for name, value in example.items()}
     sizes = {name: {0: axis} if batched[name] else {} for name in names}
     try:
-        with restored_model(model), same_random_state(type(model).__name__), warnings.catch_warnings():
+        with (
+            restored_model(model),
+            same_random_state(type(model).__name__),
+            _without_fused_attention(),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             program = _run(model, example, positional, keywords, sizes)
     except TraceError:
@@ -65,6 +71,17 @@ def export(model: nn.Module, example: Mapping[str, Tensor], positional: tuple[st
         raise _explained(problem) from problem
     shapes = {name: tuple(None if i == 0 and batched[name] else n for i, n in enumerate(example[name].shape)) for name in names}
     return _to_graph(program, model, shapes)
+
+
+@contextmanager
+def _without_fused_attention() -> Iterator[None]:
+    """Let PyTorch's transformer layers run operator by operator; in evaluation mode they are one operator without a rule."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _at_least_two(example: Mapping[str, Tensor]) -> tuple[int, dict[str, Tensor]]:

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from autodual.compile import Program, compile_graph
 from autodual.errors import AutoDualError, SpecificationError, UnsupportedOperatorError
-from autodual.graph import Graph
+from autodual.graph import Graph, ModuleRef, Node
 from autodual.primal import evaluate
 from autodual.problem import Problem, filled, run_model
 from autodual.regions import Region
 from autodual.specification import check_inputs
 from autodual.trace import ExampleNeededError, trace
 from autodual.validate import Placement, Probes, buffers_kept, validate
-from dual_layers import Composite
+from dual_layers import Composite, lookup
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 Regions = Region | Mapping[str, Region]
@@ -52,9 +52,14 @@ class Preparation:
             return  # the first input is the example
         try:
             compile_graph(graph, self.model, tuple(node.name for node in graph.inputs))
-        except UnsupportedOperatorError:
-            if len(graph.inputs) == 1:  # with several inputs some may turn out to be fixed, and need no rules
-                raise
+        except UnsupportedOperatorError as error:
+            rest = [row for row in error.nodes if not self._is_whole(graph.by_name[row[1]])]
+            if rest and len(graph.inputs) == 1:  # with several inputs some may turn out to be fixed, and need no rules
+                raise UnsupportedOperatorError(rest) from None
+
+    def _is_whole(self, node: Node) -> bool:
+        """Whether a node is one of PyTorch's modules that are taken apart once the first input is there."""
+        return isinstance(node.operator, ModuleRef) and lookup(self.model.get_submodule(node.operator.path)) is None
 
     def problem(self, x: Inputs, region: Regions) -> Problem:
         """Check inputs and regions, and find or make the program for them.
