@@ -65,8 +65,15 @@ def backward(run: Run, target: str, nu: Float[Tensor, " rows *node"], *, magnitu
         else:
             parts = _relaxed(run, name, nu, total)
         for parent, part in zip(run.program.parents[name], parts, strict=False):
-            pending[parent] = part if parent not in pending else pending[parent] + part
+            pending[parent] = part if parent not in pending else _sum(run, parent, pending[parent], part)
     return total
+
+
+def _sum(run: Run, name: str, left: Tensor, right: Tensor) -> Tensor:
+    """Add rows of a node; where either are still shared by all examples and the others are not, repeat them."""
+    if left.shape != right.shape:
+        left, right = _expand(run, name, left), _expand(run, name, right)
+    return left + right
 
 
 def _transpose(run: Run, name: str, nu: Tensor) -> tuple[Tensor, ...]:
