@@ -16,7 +16,6 @@ from autodual.passes.items import fuse_items
 from dual_layers import Call, Composite
 
 _PLAIN = ("shape", "ndim", "dtype", "device")
-_SIZES = (int, torch.Size, torch.dtype, torch.device)
 
 
 class Expansion:
@@ -107,7 +106,7 @@ class _Tracer(fx.Tracer):
 
     def proxy_of(self, ref: Ref) -> Any:
         """Stand for another node's value; a size or a dtype is itself."""
-        if isinstance(self.expansion.values[ref.name], _SIZES):
+        if _is_size(self.expansion.values[ref.name]):
             return self.expansion.values[ref.name]
         if ref.name not in self._known:
             node = self.graph.placeholder(f"input_{len(self._known)}")
@@ -162,6 +161,12 @@ class _Proxy(fx.Proxy):
 
     def __len__(self) -> int:
         return len(self.node.meta["value"])
+
+
+def _is_size(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_size, value))
+    return isinstance(value, (int, torch.dtype, torch.device))
 
 
 def _holds_tensor(value: Any) -> bool:

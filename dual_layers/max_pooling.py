@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dual_layers._recorded import recorded
 from dual_layers.contract import INPUT, Call, Facts, Interval, RuleSample
 from dual_layers.families import Affine, Composite
-from dual_layers.maxima import POSITIONS, largest_of
+from dual_layers.largest import POSITIONS, largest_of
 from dual_layers.refusals import unless_only
 from dual_layers.registry import register
 

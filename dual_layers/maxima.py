@@ -1,260 +1,232 @@
-"""The largest and the smallest of several values that all depend on the input: over axes, and of two tensors."""
+"""Maxima and minima over axes, and of two tensors that both depend on the input."""
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
-from dual_layers._recorded import recorded
-from dual_layers.contract import INPUT, Call, Choice, Facts, Interval, Offsets, RuleSample, Slopes, Slot
-from dual_layers.families import Relaxed
+from dual_layers.contract import INPUT, Call, Facts, Interval, RuleSample, Slot, slots
+from dual_layers.families import Composite
+from dual_layers.largest import POSITIONS, largest_of
+from dual_layers.piecewise import unless_two
 from dual_layers.refusals import unless_only
-from dual_layers.registry import register, register_held
+from dual_layers.registry import register
+from dual_layers.sample_values import wave
+from dual_layers.spellings import spellings
 
-_SIDES = "thesis, Theorem 3 (eq. 3.42), over the box and the box of the differences"
-
-POSITIONS = "the positions of the largest elements jump: only the values have bounds"
-
-
-@recorded
-def pivot(z: Tensor, distinct: Tensor | None = None) -> Tensor:
-    """Return where the largest element of the last axis is, ``[..., 1]``: the one that the others are compared with."""
-    return (z if distinct is None else torch.where(distinct, z, -torch.inf)).argmax(-1, keepdim=True)
+_ATEN = torch.ops.aten
+_BOTH = (INPUT, Slot(1))
 
 
-register_held(pivot)
+class Monotone(Composite, ABC):
+    """A composition that increases with all its inputs, whose interval the parts alone would miss. Abstract."""
 
-
-@recorded
-def largest(z: Tensor, at: Tensor, behind: Tensor | None = None, distinct: Tensor | None = None) -> Tensor:
-    """Return the largest element of the last axis.
-
-    Args:
-        z: ``[..., n]``.
-        at: any index along the last axis, ``[..., 1]`` or what broadcasts to it.
-        behind: ``z`` less its element there, ``[..., n]``. It changes no value; its bounds help those of the result.
-        distinct: false where an element only repeats another one, ``[..., n]`` or what broadcasts to it.
-    """
-    return z.amax(-1)
-
-
-def largest_of(z: Any, distinct: Tensor | None = None) -> Any:
-    """Return the largest element of the last axis, written so that differences within it are bounded too."""
-    if z.shape[-1] == 1:
-        return z.squeeze(-1)
-    at = pivot(z, distinct)
-    return largest(z, at, z - torch.take_along_dim(z, at, -1), distinct)
-
-
-@register(largest)
-class DualLargest(Relaxed):
-    """The largest of several elements, given their box and that of their differences from one of them, the pivot.
-
-    Whatever decides between neighbours is mostly in their difference, whose bounds come from the whole network before
-    it. So the plane of slopes ``a`` is judged twice, over the box of ``z`` and, since
-
-        max_j z_j - a . z  =  (1 - sum_j a_j) z_p + max_j d_j - a . d,       d_j = z_j - z_p,
-
-    over the boxes of ``z_p`` and ``d``. Either time the maximum is one of an affine function for each ``j``, and the
-    minimum one of a convex function of a single number ``v``, the largest element: all others lie as far below ``v`` as
-    helps. The differences receive no ``nu`` of their own, being linear in ``z``.
-
-    Source: conjugation over the box (thesis, Theorem 3, eq. 3.42).
-    """
-
-    facts: ClassVar[Facts] = Facts(monotone=True, convex=True)
-    source: ClassVar[str] = _SIDES
-
-    @staticmethod
-    def parameters(z: Any, at: Any, behind: Any = None, distinct: Any = None) -> dict[str, Any]:
-        """Name the arguments of ``largest``."""
-        return {"z": z, "at": at, "behind": behind, "distinct": distinct}
-
-    @classmethod
-    def refuse(cls, call: Call) -> str | None:
-        """Refuse a perturbed index."""
-        return unless_only(cls, call, "z", "behind")
+    facts: ClassVar[Facts] = Facts(monotone=True)
 
     def interval(self, *boxes: Interval) -> Interval:
         """Take the ends: exact."""
-        return boxes[0].map(lambda end: end.amax(-1))
+        return Interval(self.forward(*(box.lower for box in boxes)), self.forward(*(box.upper for box in boxes)))
 
-    def undecided(self, bounds: tuple[Interval, ...]) -> Tensor:
-        """Tell which elements may be the largest, where more than one may."""
-        rivals = self._rivals(*self._boxes(bounds))
-        return rivals & (rivals.sum(-1, keepdim=True) > 1)
 
-    def slopes(self, bounds: tuple[Interval, ...], choice: Choice) -> Slopes:
-        """Take the better of two planes, made for the box and for the box of differences; below, the largest element."""
-        z, d = self._boxes(bounds)
-        rivals, at = self._rivals(z, d), self._at(z.lower)
-        apart = _plane(d, rivals, choice)
-        planes = _plane(z, rivals, choice), apart + at * (1 - apart.sum(-1, keepdim=True))
-        middle = torch.where(rivals & z.lower.isfinite() & z.upper.isfinite(), z.center, -torch.inf)
-        with torch.no_grad():
-            costs = [self._above(z, d, rivals, plane) for plane in planes]
-            if choice == "parallel":
-                costs = [cost - self._below(z, d, plane) for cost, plane in zip(costs, planes, strict=True)]
-            else:
-                costs = [cost + _times(plane, middle).sum(-1) for cost, plane in zip(costs, planes, strict=True)]
-            better = (costs[1] < costs[0]).unsqueeze(-1)
-        above = torch.where(better, planes[1], planes[0])
-        if choice == "parallel":
-            both = (above,)
-            return Slopes(both, both)
-        return Slopes((_one_hot(middle),), (above,))
+def _over(input: Any, dim: Any, keepdim: bool) -> Any:
+    """Return the largest element over an axis, some, or all."""
+    given = dim if isinstance(dim, (tuple, list)) else (dim,)
+    axes = sorted(axis % input.ndim for axis in given) or list(range(input.ndim))
+    columns = input.movedim(tuple(axes), tuple(range(-len(axes), 0)))
+    result = largest_of(columns.flatten(-len(axes)))
+    for axis in axes if keepdim else ():
+        result = result.unsqueeze(axis)
+    return result
 
-    def conjugate(self, slopes: Slopes, bounds: tuple[Interval, ...]) -> Offsets:
-        """Bound ``f(z) - slope . z`` over the box and over the box of differences, and keep the better bound."""
-        z, d = self._boxes(bounds)
-        return Offsets(self._below(z, d, slopes.lower[0]), self._above(z, d, self._rivals(z, d), slopes.upper[0]))
 
-    def pull(self, nu: Tensor, slopes: Slopes, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Give every element its share."""
-        return super().pull(nu.unsqueeze(-1), slopes, inputs[:1])
+@register(torch.amax, "amax", _ATEN.amax.default)
+class DualAmax(Monotone):
+    """Largest element over axes. Source: one maximum over the last axis."""
 
-    def push(self, slopes: tuple[Tensor, ...], points: tuple[Tensor, ...]) -> Tensor:
-        """Add up the shares."""
-        return _times(slopes[0], points[0]).sum(-1)
+    @staticmethod
+    def compose(input: Any, dim: Any = (), keepdim: bool = False) -> Any:
+        """Bring the axes to the end."""
+        return _over(input, dim, keepdim)
 
-    def _at(self, like: Tensor) -> Tensor:
-        """Mark the pivot."""
-        at = self.arguments.at.expand(*like.shape[:-1], 1)
-        return torch.zeros_like(like, dtype=torch.bool).scatter(-1, at, True)
-
-    def _boxes(self, bounds: tuple[Interval, ...]) -> tuple[Interval, Interval]:
-        """Return the boxes of the elements and of their differences from the pivot; unknown ends are infinite."""
-        z, at = _known(bounds[0]), self._at(bounds[0].lower)
-        low, high = (torch.where(at, end, 0.0).sum(-1, keepdim=True) for end in (z.lower, z.upper))
-        d = _known(Interval(z.lower - high, z.upper - low))
-        if len(bounds) > 1:
-            own = _known(bounds[1])
-            lower, upper = torch.maximum(d.lower, own.lower), torch.minimum(d.upper, own.upper)
-            d = Interval(torch.where(lower > upper, own.lower, lower), torch.where(lower > upper, own.upper, upper))
-        return z, Interval(torch.where(at, 0.0, d.lower), torch.where(at, 0.0, d.upper))
-
-    def _rivals(self, z: Interval, d: Interval) -> Tensor:
-        """Mark elements that may be the largest: all others lie below one of these, always."""
-        at, floor = self._at(z.lower), z.lower.amax(-1, keepdim=True)
-        given = self.arguments.distinct
-        distinct = torch.ones_like(at) if given is None else given
-        high = (z.upper > floor) | (at & (z.upper == floor)) | _one_hot(torch.where(distinct, z.lower, -torch.inf)).bool()
-        rivals = high & distinct & ((d.upper > 0) | at)
-        return rivals | (at & ~rivals.any(-1, keepdim=True))
-
-    def _above(self, z: Interval, d: Interval, rivals: Tensor, slope: Tensor) -> Tensor:
-        """Bound ``max_j z_j - slope . z`` from above: each ``j`` over both boxes, the larger of all ``j``."""
-        left = 1 - slope.sum(-1, keepdim=True)
-        over_z = _one_more(z, slope)
-        over_d = _one_more(d, slope) + _most(left, self._pivot_of(z))
-        return torch.where(rivals, torch.minimum(over_z, over_d), -torch.inf).amax(-1)
-
-    def _below(self, z: Interval, d: Interval, slope: Tensor) -> Tensor:
-        """Bound ``max_j z_j - slope . z`` from below over both boxes, and keep the larger bound."""
-        left = 1 - slope.sum(-1, keepdim=True)
-        return torch.maximum(_least(z, slope), _least(d, slope) - _most(-left, self._pivot_of(z))[..., 0])
-
-    def _pivot_of(self, z: Interval) -> Interval:
-        at = self._at(z.lower)
-        return z.map(lambda end: torch.where(at, end, 0.0).sum(-1, keepdim=True))
+    @classmethod
+    def refuse(cls, call: Call) -> str | None:
+        """Refuse whatever has no name here."""
+        return unless_only(cls, call, "input")
 
     @classmethod
     def samples(cls) -> Iterator[RuleSample]:
-        """Yield any pivot, two elements and many, and a single one."""
-        first = torch.tensor([0])
-        yield RuleSample("four", Call(largest, (INPUT, first + 2)), ((2, 4),))
-        yield RuleSample("two", Call(largest, (INPUT, first)), ((2, 3, 2),))
-        yield RuleSample("pivot by example", Call(largest, (INPUT, torch.tensor([[1], [6]]))), ((2, 7),), batch_axis=None)
-        yield RuleSample("one", Call(largest, (INPUT, first)), ((2, 3, 1),))
-        repeated = torch.tensor([True, True, False])
-        yield RuleSample("none repeated", Call(largest, (INPUT, first), {"distinct": ~repeated | repeated}), ((2, 3),))
-        wrong = "at must not depend on the input"
-        yield RuleSample("perturbed index", Call(largest, (INPUT, Slot(1))), ((2, 3), (2, 1)), error=ValueError, message=wrong)
+        """Yield one axis, several, negative ones, keepdim, and all axes."""
+        yield from _axes(torch.amax, "amax", _ATEN.amax.default)
 
 
-def _known(box: Interval) -> Interval:
-    """Read NaN as an end that is not known."""
-    lower, upper = torch.where(box.lower.isnan(), -torch.inf, box.lower), torch.where(box.upper.isnan(), torch.inf, box.upper)
-    return Interval(lower, upper)
+@register(torch.amin, "amin", _ATEN.amin.default)
+class DualAmin(Monotone):
+    """Smallest element over axes. Source: ``min z = -max -z``."""
+
+    @staticmethod
+    def compose(input: Any, dim: Any = (), keepdim: bool = False) -> Any:
+        """Negate, take the largest, and negate."""
+        return -_over(-input, dim, keepdim)
+
+    @classmethod
+    def refuse(cls, call: Call) -> str | None:
+        """Refuse whatever has no name here."""
+        return unless_only(cls, call, "input")
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield one axis, several, negative ones, keepdim, and all axes."""
+        yield from _axes(torch.amin, "amin", _ATEN.amin.default)
 
 
-def _one_hot(z: Tensor) -> Tensor:
-    """Return 1 at the largest element, the first one of equals, and 0 elsewhere; all 0 where that is infinite."""
-    best = z.argmax(-1, keepdim=True)
-    return torch.zeros_like(z).scatter(-1, best, z.gather(-1, best).isfinite().to(z.dtype))
+def _axes(function: Any, method: str, overload: Any) -> Iterator[RuleSample]:
+    yield RuleSample("one axis", Call(function, (INPUT, 1)), ((2, 3, 4),))
+    yield RuleSample("several axes", Call(method, (INPUT, (-1, 1))), ((2, 3, 4, 2),))
+    yield RuleSample("keepdim", Call(method, (INPUT,), {"dim": -2, "keepdim": True}), ((2, 3, 4),))
+    yield RuleSample("axes, keepdim", Call(function, (INPUT, [1, 3], True)), ((2, 3, 2, 2),))
+    yield RuleSample("all", Call(function), ((1, 3, 2),), batch_axis=None)
+    yield RuleSample("one element", Call(function, (INPUT, -1)), ((2, 3, 1),))
+    yield RuleSample("aten", Call(overload, (INPUT, [2], True)), ((2, 3, 4),))
+    yield RuleSample("no such axis", Call(function, (INPUT, 3)), ((2, 3),), error=IndexError, message="out of range")
 
 
-def _plane(box: Interval, rivals: Tensor, choice: Choice) -> Tensor:
-    """Return the slopes of a good plane above the largest element of a box, and with ``parallel`` below it too.
+class Along(Monotone, ABC):
+    """An extreme along one axis, from an operator that gives the positions too. Abstract."""
 
-    With ``L`` the largest lower end, slopes ``a_j = (u_j - t)_+ / (u_j - l_j)``, ``t >= L``, give the plane
+    facts: ClassVar[Facts] = Facts(monotone=True, outputs_tuple=True)
 
-        a . (z - l) + t,     for which t is the least offset.
-
-    Its value in the middle, ``t + sum_j (u_j - t)_+ / 2``, is least for ``t`` between the third largest upper end and the
-    second. Slopes that sum to one follow whatever moves all elements alike: those of the chord, where there are two. For a
-    parallel plane below the rest of the slopes, ``1 - sum_j a_j``, goes to the element of largest lower end, and the gap
-    ``t - L + sum_j (u_j - t)_+ (L - l_j) / (u_j - l_j)`` is convex in ``t``.
-    """
-    floor = box.lower.amax(-1, keepdim=True)
-    used = rivals & (box.upper > floor) & box.lower.isfinite() & box.upper.isfinite()
-    rise = torch.where(used, box.upper - torch.where(used, floor, 0.0), 0.0)
-    run = torch.where(used, box.upper - box.lower, 1.0)
-    order = rise.detach().argsort(-1, descending=True)
-    rises, rate = rise.gather(-1, order), torch.where(used, 1 / run, 0.0).gather(-1, order)
-    # The level at which the slopes sum to one: the largest over the first k elements, all k.
-    total = rate.cumsum(-1)
-    whole = ((rises * rate).cumsum(-1) - 1) / torch.where(total > 0, total, 1.0)
-    level = whole.amax(-1, keepdim=True).clamp(min=0)
-    if choice == "parallel":
-        steep = ((torch.where(used, run - rise, 0.0).gather(-1, order)) * rate).cumsum(-1)
-        below = torch.cat([rises[..., 1:], torch.zeros_like(rises[..., :1])], -1)
-        level = torch.maximum(level, torch.where(steep < 1, below, rises[..., :1]).amin(-1, keepdim=True))
-    elif rises.shape[-1] > 2:
-        level = torch.maximum(level, rises[..., 2:3])
-    slope = torch.where(used, (rise - level).clamp(min=0) / run, 0.0)
-    if choice == "parallel":
-        slope = slope + _one_hot(box.lower) * (1 - slope.sum(-1, keepdim=True))
-    return torch.where(box.lower.isfinite() & box.upper.isfinite(), slope, 0.0)
+    @classmethod
+    def refuse(cls, call: Call) -> str | None:
+        """Refuse positions, and what is no extreme along one axis."""
+        values = [*call.args, *call.kwargs.values()]
+        if len(values) == 1:
+            return "the extreme of all elements mixes the examples of a batch: name its axes"
+        if not (isinstance(call.kwargs.get("dim"), int) or (len(call.args) > 1 and isinstance(call.args[1], int))):
+            return "the axis must be an integer literal"
+        return POSITIONS if call.item == 1 else unless_only(cls, call, "input")
 
 
-def _times(slope: Tensor, z: Tensor) -> Tensor:
-    """Multiply, with ``0 * inf = 0``: a zero slope ignores an unbounded end."""
-    return slope * torch.where((slope == 0) & z.isinf(), 0.0, z)
+@register(torch.max, "max", _ATEN.max.dim, case=True)
+class DualMaxAlong(Along):
+    """Largest element along an axis, of which the position is not bounded. Source: as DualAmax."""
+
+    @staticmethod
+    def compose(input: Any, dim: int, keepdim: bool = False) -> Any:
+        """Give the values alone."""
+        return (_over(input, dim, keepdim),)
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield the spellings, and the positions."""
+        yield from _along(torch.max, "max", _ATEN.max.dim)
 
 
-def _most(slope: Tensor, box: Interval) -> Tensor:
-    """Return the largest ``slope * z``, element by element."""
-    return torch.maximum(_times(slope, box.lower), _times(slope, box.upper))
+@register(torch.min, "min", _ATEN.min.dim, case=True)
+class DualMinAlong(Along):
+    """Smallest element along an axis, of which the position is not bounded. Source: as DualAmin."""
+
+    @staticmethod
+    def compose(input: Any, dim: int, keepdim: bool = False) -> Any:
+        """Give the values alone."""
+        return (-_over(-input, dim, keepdim),)
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield the spellings, and the positions."""
+        yield from _along(torch.min, "min", _ATEN.min.dim)
 
 
-def _one_more(box: Interval, slope: Tensor) -> Tensor:
-    """Return the largest ``z_j - slope . z`` over a box for every ``j``."""
-    less, own = _most(-slope, box), _most(1 - slope, box)
-    endless = less.isinf()
-    less = torch.where(endless, 0.0, less)
-    elsewhere = endless.sum(-1, keepdim=True) - endless.int() > 0
-    return torch.where(elsewhere, torch.inf, less.sum(-1, keepdim=True) + (own - less))
+def _along(function: Any, method: str, overload: Any) -> Iterator[RuleSample]:
+    yield RuleSample("function", Call(function, (INPUT, 1), item=0), ((2, 3, 4),))
+    yield RuleSample("method, keepdim", Call(method, (INPUT,), {"dim": -2, "keepdim": True}, item=0), ((2, 3, 4),))
+    yield RuleSample("aten", Call(overload, (INPUT, -1, True), item=0), ((2, 3),))
+    positions, wrong = Call(function, (INPUT, 1), item=1), "only the values have bounds"
+    yield RuleSample("positions", positions, ((2, 3),), error=ValueError, message=wrong)
+    yield RuleSample("all", Call(method), ((2, 3),), error=ValueError, message="name its axes")
+    two = Call(function, (INPUT, wave(3)))
+    yield RuleSample("two tensors", two, ((2, 3),), error=ValueError, message="must be an integer literal")
 
 
-def _least(box: Interval, slope: Tensor) -> Tensor:
-    """Return the smallest ``max_j z_j - slope . z`` over a box, exactly where the box is bounded.
+class OfTwo(Monotone, ABC):
+    """An extreme of two tensors that both depend on the input. Abstract."""
 
-    For a given largest element ``v``, at least the largest lower end, element ``j`` is best at ``min(u_j, v)`` or ``l_j`` by
-    the sign of its slope. What remains is convex in ``v`` and piecewise linear, with kinks at upper ends.
-    """
-    endless = box.lower.isinf() | box.upper.isinf()
-    floor = box.lower.amax(-1, keepdim=True)
-    lower, upper = torch.where(endless, 0.0, box.lower), torch.where(endless, 0.0, box.upper)
-    up, down = slope.clamp(min=0), slope.clamp(max=0)
-    order = upper.detach().argsort(-1, descending=True)
-    top, weight = upper.gather(-1, order), up.gather(-1, order)
-    shares = weight * top
-    kinks = top * (1 - weight.cumsum(-1)) - (shares.sum(-1, keepdim=True) - shares.cumsum(-1))
-    kinks = torch.where((top > floor) & ~endless.gather(-1, order), kinks, torch.inf)
-    start = floor - (up * torch.minimum(upper, torch.where(floor.isinf(), 0.0, floor))).sum(-1, keepdim=True)
-    found = torch.cat([start, kinks], -1).amin(-1) - (down * lower).sum(-1)
-    return torch.where((endless & (slope != 0)).any(-1), -torch.inf, found)
+    @staticmethod
+    def parameters(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Name the two tensors, whatever the spelling calls them."""
+        input, other = (*args, *kwargs.values())
+        return {"input": input, "other": other}
+
+    @classmethod
+    def refuse(cls, call: Call) -> str | None:
+        """Refuse anything else, and a constant, which has a rule of its own."""
+        text = unless_two(call)
+        if text is None and not all(slots(value) for value in (*call.args, *call.kwargs.values())):
+            return "one of both is constant"
+        return text
+
+
+@register(torch.max, "max", _ATEN.max.other, *spellings("maximum", "fmax", "clamp_min"), case=True)
+class DualLargerOfTwo(OfTwo):
+    """Larger of two tensors, whose difference decides. Source: ``max(x, y) = y + max(x - y, 0)``, thesis, Corollary 5."""
+
+    @staticmethod
+    def compose(input: Any, other: Any) -> Any:
+        """Add what one exceeds the other by."""
+        return other + torch.relu(input - other)
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield the spellings, tensors that broadcast either way, and one tensor twice."""
+        yield from _pairs(torch.maximum, torch.max, "max", "clamp_min", "min")
+
+
+@register(torch.min, "min", _ATEN.min.other, *spellings("minimum", "fmin", "clamp_max"), case=True)
+class DualSmallerOfTwo(OfTwo):
+    """Smaller of two tensors, whose difference decides. Source: ``min(x, y) = y - max(y - x, 0)``, thesis, Corollary 5."""
+
+    @staticmethod
+    def compose(input: Any, other: Any) -> Any:
+        """Take away what one falls short of the other by."""
+        return other - torch.relu(other - input)
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield the spellings, tensors that broadcast either way, and one tensor twice."""
+        yield from _pairs(torch.minimum, torch.min, "min", "clamp_max", "max")
+
+
+def _pairs(function: Any, reduction: Any, method: str, clamp: str, name: str) -> Iterator[RuleSample]:
+    yield RuleSample("function", Call(function, _BOTH), ((2, 3), (2, 3)))
+    yield RuleSample("broadcasting", Call(reduction, _BOTH), ((2, 1, 4), (2, 3, 1)))
+    yield RuleSample("an input without the leading axes", Call(method, (INPUT,), {"other": Slot(1)}), ((2, 3, 4), (4,)))
+    yield RuleSample("clamp by name", Call(clamp, (INPUT,), {name: Slot(1)}), ((2, 3), (2, 3)))
+    yield RuleSample("the same input twice", Call(reduction, (INPUT, INPUT)), ((2, 3),))
+    constant, axis = Call(function, (INPUT, wave(3))), Call(reduction, (INPUT, 1))
+    yield RuleSample("a constant", constant, ((2, 3),), error=ValueError, message="one of both is constant")
+    yield RuleSample("an axis", axis, ((2, 3),), error=ValueError, message="over an axis is another operator")
+
+
+@register(*spellings("clamp", "clip"), case=True)
+class DualClampBetween(Monotone):
+    """A tensor kept between bounds that depend on the input. Source: as the larger and the smaller of two."""
+
+    @staticmethod
+    def compose(input: Any, min: Any = None, max: Any = None) -> Any:
+        """Apply one bound after the other; the upper one wins where they cross."""
+        if min is not None:
+            input = torch.maximum(input, min)
+        return input if max is None else torch.minimum(input, max)
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield either bound, both, constants among them, and bounds that cross."""
+        yield RuleSample("both", Call(torch.clamp, (INPUT, Slot(1), Slot(2))), ((2, 3), (2, 3), (3,)))
+        yield RuleSample("min alone", Call("clip", (INPUT,), {"min": Slot(1)}), ((2, 3, 2), (2, 1, 2)))
+        yield RuleSample("max alone", Call(torch.clip, (INPUT, None, Slot(1))), ((2, 3), (2, 3)))
+        yield RuleSample("constant below", Call("clamp", (INPUT, wave(3), Slot(1))), ((2, 3), (2, 3)))
+        yield RuleSample("constant between", Call(_ATEN.clamp.Tensor, (wave(2, 3), INPUT, Slot(1))), ((2, 3), (2, 3)))
+        wrong = "At least one of 'min' or 'max' must not be None"
+        yield RuleSample("no bound", Call(torch.clamp), ((2, 3),), error=RuntimeError, message=wrong)

@@ -23,14 +23,19 @@ _MONOTONE = Facts(monotone=True, positionwise=True, exact_when_stable=True)
 _MONOTONE_CONVEX = Facts(monotone=True, convex=True, positionwise=True, exact_when_stable=True)
 
 
-def _refuse_two(call: Call) -> str | None:
-    """Refuse all but one perturbed tensor and one constant, for operators that also reduce over an axis."""
+def unless_two(call: Call) -> str | None:
+    """Refuse what is not a comparison of two values, for operators that also reduce over an axis."""
     values = [*call.args, *call.kwargs.values()]
     if len(values) != 2 or "dim" in call.kwargs or (isinstance(call.args[-1], int) and call.operator in _REDUCTIONS):
-        return "an extreme over an axis is another operator; here one tensor is compared with one constant"
-    if sum(bool(slots(value)) for value in values) > 1:
-        return "both arguments depend on the input; one of them must be a constant"
+        return "an extreme over an axis is another operator; here two values are compared"
     return None
+
+
+def _refuse_two(call: Call) -> str | None:
+    """Refuse all but one perturbed tensor and one constant."""
+    if sum(bool(slots(value)) for value in (*call.args, *call.kwargs.values())) > 1:
+        return unless_two(call) or "both arguments depend on the input; one of them must be a constant"
+    return unless_two(call)
 
 
 _REDUCTIONS = (torch.max, torch.min, "max", "min")
