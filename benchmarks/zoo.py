@@ -159,7 +159,7 @@ class Trial:
         for _ in range(NODE_POINTS):
             values = evaluate(program.graph, self.net.model, self.net.arguments(self.entry.form(self.points(1))))
             for name, inside in boxes.items():
-                size = values[name].abs().max().clamp(min=1.0)
+                size = values[name].abs().nan_to_num(posinf=0.0).max().clamp(min=1.0)
                 count += int((~inside.contains(values[name], TOLERANCE * size)).any())
         return count
 

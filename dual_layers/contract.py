@@ -72,8 +72,8 @@ class Interval:
 
     @property
     def radius(self) -> Tensor:
-        """Half the width; never negative for ``lower <= upper``."""
-        return 0.5 * self.upper - 0.5 * self.lower
+        """Half the width; never negative for ``lower <= upper``, and zero where an infinite value is all there is."""
+        return torch.where(self.upper == self.lower, 0.0, 0.5 * self.upper - 0.5 * self.lower)
 
     @property
     def width(self) -> Tensor:

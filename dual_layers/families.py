@@ -113,7 +113,7 @@ class Relaxed(DualLayer):
 
     def push(self, slopes: tuple[Tensor, ...], points: tuple[Tensor, ...]) -> Tensor:
         """Apply one side's slopes to one point per perturbed input; the points may have a leading axis of rows."""
-        return sum(slope * point for slope, point in zip(slopes, points, strict=True))
+        return sum(_times(slope, point) for slope, point in zip(slopes, points, strict=True))
 
 
 class Composite(DualLayer):

@@ -113,12 +113,16 @@ class Run:
         return Run(self.program, self.model, self.layouts, points, self.regions, given, self.budget)
 
     def magnitudes(self, name: str) -> Tensor:
-        """Return the size of the terms that add up to a node's values: what float rounding is proportional to."""
-        value = self.values[name].detach().abs()
+        """Return the size of the terms that add up to a node's values: what float rounding is proportional to.
+
+        Infinite ones round to themselves.
+        """
+        value = self.values[name].detach().abs().nan_to_num(posinf=0.0)
         layer = self.layers.get(name)
         if layer is None or not layer.facts.affine:
             return value
-        around = (Interval(-point, point) for point in (point.detach().abs() for point in self.parents(name)))
+        sizes = (point.detach().abs().nan_to_num(posinf=0.0) for point in self.parents(name))
+        around = (Interval(-size, size) for size in sizes)
         return value + layer.interval(*around).radius.detach()
 
     def rounded(self, name: str, box: Interval) -> Interval:
@@ -131,11 +135,15 @@ class Run:
         return Interval(box.lower - slack, box.upper + slack)
 
     def may_overflow(self) -> Tensor:
-        """Tell for each example whether some value could leave the floats in its region: then nothing is certified."""
+        """Tell for each example whether some value could leave the floats in its region: then nothing is certified.
+
+        A score that is masked by minus infinity has no other value anywhere.
+        """
         result = torch.zeros(self.batch, dtype=torch.bool, device=next(iter(self.given.values())).device)
         for name in self.program.rules:
             hull = self.hull(name)
-            result = result | ~self.examples(name, hull.lower.isfinite() & hull.upper.isfinite()).all(1)
+            masked = (hull.upper == -torch.inf) & (self.values[name] == -torch.inf)
+            result = result | ~self.examples(name, masked | (hull.lower.isfinite() & hull.upper.isfinite())).all(1)
         return result
 
     @cached_property
