@@ -80,15 +80,16 @@ def _least_spread(lower: Tensor, upper: Tensor) -> Tensor:
     one holds for every mean that there can be.
     """
     low, high = lower.mean(-1, keepdim=True), upper.mean(-1, keepdim=True)
-    reach = high - low
     with torch.no_grad():
+        reach = high - low
         for _ in range(_STEPS):
             c = 0.5 * low + 0.5 * high
             rising = (c - torch.minimum(torch.maximum(c, lower), upper)).sum(-1, keepdim=True) > 0
             low, high = torch.where(rising, low, c), torch.where(rising, c, high)
     gaps = low - torch.minimum(torch.maximum(low, lower), upper)
-    slack = _ROUNDING * torch.finfo(lower.dtype).eps * lower.shape[-1]
-    return gaps.square().sum(-1, keepdim=True) - 2 * gaps.sum(-1, keepdim=True).abs() * reach - slack
+    with torch.no_grad():
+        tilt = 2 * gaps.sum(-1, keepdim=True).abs() * reach + _ROUNDING * torch.finfo(lower.dtype).eps * lower.shape[-1]
+    return gaps.square().sum(-1, keepdim=True) - tilt
 
 
 def _smallest(lower: Tensor, upper: Tensor, least: Tensor, eps: Tensor, centered: bool) -> Tensor:

@@ -331,4 +331,9 @@ CHECKS: tuple[tuple[str, Callable[[Case], None]], ...] = (
     ("6 shapes", check_shapes),
 )
 
-COMPOSITE_CHECKS = (("1 forward", check_forward), ("2 composition", check_composition), ("4 facts", check_facts))
+COMPOSITE_CHECKS = (
+    ("1 forward", check_forward),
+    ("2 composition", check_composition),
+    ("4 facts", check_facts),
+    ("5 gradient", check_gradient),
+)
