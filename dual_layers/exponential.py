@@ -209,6 +209,11 @@ class Power(Smooth):
         """Everything for an odd exponent, otherwise what is not negative."""
         return (-torch.inf if self._whole and self.exponent % 2 else 0.0), torch.inf
 
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Run the operator; a root, infinitely steep at zero, passes no derivative on there."""
+        (z,) = inputs
+        return self.call(torch.where(z == 0, z.detach(), z) if 0 < self.exponent < 1 else z)
+
     def poles(self) -> tuple[float, ...]:
         """Return zero for a negative exponent."""
         return (0.0,) if self.exponent < 0 else ()
@@ -286,6 +291,7 @@ class DualSqrt(Power):
         """Yield the spellings inside the domain."""
         yield RuleSample("function", Call(torch.sqrt), ((2, 3),), low=0.05, high=9.0)
         yield RuleSample("method", Call("sqrt"), ((2, 3),), low=1.0, high=30.0)
+        yield RuleSample("from zero on", Call(torch.sqrt), ((2, 3),), low=0.0, high=2.0)
 
 
 @register(*spellings("rsqrt"))
