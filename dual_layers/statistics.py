@@ -416,21 +416,22 @@ class DualVariance(_Moments):
         """Bound the sum of squares about the mean.
 
         It is at most that about any fixed number, here the mean of the centres. It is convex, so it is at least its
-        tangent plane, here the one at a point whose coordinates are as close together as the box lets them be: exact,
-        once each is where its own interval is nearest to their mean.
+        tangent plane, here the one at the point of smallest variance: exact, as every coordinate that is not at the mean
+        there is at the end of its interval that is nearest to it.
         """
         (box,), given = boxes, self.arguments
         dim = _axes(box.lower, given.dim)
-        divisor = _count(box.lower, dim) - given.correction
-        with torch.no_grad():
-            middle = mean = known(box.center).mean(dim, keepdim=True)
-            for _ in range(_STEPS):
-                mean = _into(mean, box).mean(dim, keepdim=True)
-        place = _into(mean, box)
-        deviation = place - place.mean(dim, keepdim=True)
-        rise = torch.minimum(*(times(2 * deviation, end - place) for end in (box.lower, box.upper)))
-        lower = (deviation.square() + rise).sum(dim, keepdim=given.keepdim).clamp(min=0)
-        upper = _farthest(Interval(box.lower - middle, box.upper - middle)).square().sum(dim, keepdim=given.keepdim)
+        box = Interval(_in_rows(box.lower, dim), _in_rows(box.upper, dim))
+        middle = known(box.center).mean(-1, keepdim=True)
+        upper = _farthest(Interval(box.lower - middle, box.upper - middle)).square().sum(-1)
+        place = _into(known(_common(box)), box)
+        deviation = place - place.mean(-1, keepdim=True)
+        with torch.no_grad():  # none but for rounding: no coordinate can move and bring the variance down
+            fall = torch.minimum(*(times(2 * deviation, end - place) for end in (box.lower, box.upper)))
+        lower = (deviation.square() + fall).sum(-1).clamp(min=0)
+        for axis in sorted(axis % boxes[0].lower.ndim for axis in dim) if given.keepdim else ():
+            lower, upper = lower.unsqueeze(axis), upper.unsqueeze(axis)
+        divisor = _count(boxes[0].lower, dim) - given.correction
         return ordered(lower / divisor, upper / divisor)
 
     @classmethod
@@ -521,10 +522,6 @@ class DualProductOver(Composite):
         yield RuleSample("converted", converted, ((2, 3),), error=ValueError, message="arguments are not supported")
 
 
-_STEPS = 8
-"""Steps towards the point of smallest variance; whatever is reached gives a bound."""
-
-
 def _axes(value: Any, dim: Any) -> tuple[int, ...]:
     """Name all axes where none is named."""
     return tuple(range(value.ndim)) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
@@ -533,6 +530,29 @@ def _axes(value: Any, dim: Any) -> tuple[int, ...]:
 def _count(value: Any, dim: tuple[int, ...]) -> int:
     """Count the elements along some axes."""
     return math.prod(value.shape[axis] for axis in dim)
+
+
+def _in_rows(value: Tensor, dim: tuple[int, ...]) -> Tensor:
+    """Gather some axes in one, the last."""
+    return value.movedim(dim, tuple(range(-len(dim), 0))).flatten(-len(dim))
+
+
+@torch.no_grad()
+def _common(box: Interval) -> Tensor:
+    """Find the number ``m`` with the least sum of squared distances to a row's intervals, ``[..., 1]``.
+
+    Half the derivative of that sum, ``sum (m - upper)_+ - sum (lower - m)_+``, rises along straight lines between the
+    intervals' ends: it is followed from end to end up to its root.
+    """
+    places, order = torch.cat([box.lower, box.upper], -1).sort(-1)
+    count = box.lower.shape[-1]
+    steepness = count + torch.where(order < count, -1, 1).to(places.dtype).cumsum(-1)
+    steps = steepness[..., :-1] * (places[..., 1:] - places[..., :-1])
+    start = -(box.lower - places[..., :1]).sum(-1, keepdim=True)
+    rate = torch.cat([start, start + steps.cumsum(-1)], -1)
+    last = ((rate <= 0).sum(-1, keepdim=True) - 1).clamp(min=0)
+    place, rate, steepness = (values.gather(-1, last) for values in (places, rate, steepness))
+    return place - rate / torch.where(steepness > 0, steepness, 1.0)
 
 
 def _into(value: Tensor, box: Interval) -> Tensor:

@@ -345,7 +345,7 @@ def test_no_point_leaves_its_bounds(name: str, eps: float) -> None:
     model, x = built(name)
     region, generator = autodual.LInf(eps), torch.Generator().manual_seed(0)
     with torch.no_grad():
-        ends = [x + eps * (2 * torch.randint(0, 2, x.shape, generator=generator) - 1) for _ in range(500)]
+        ends = [x + eps * (2 * torch.randint(0, 2, x.shape, generator=generator) - 1).to(x) for _ in range(500)]
         values = torch.stack([model(z) for z in (*ends, *(region.sample(x, generator) for _ in range(500)))])
     net, widths = autodual.certify(model), {}
     for method in METHODS:
