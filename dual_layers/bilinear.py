@@ -279,7 +279,10 @@ class DualMatrixProduct(Contraction):
 
 @register(torch.einsum, case=True)
 class DualSquares(Composite):
-    """Sum of squares written as ``einsum("bi,bi->b", x, x)``: the square, which is never negative, then a sum."""
+    """Sum of squares written as ``einsum("bi,bi->b", x, x)``: the square, which is never negative, then a sum.
+
+    Source: its definition.
+    """
 
     @staticmethod
     def compose(equation: Any, first: Any, second: Any) -> Any:
@@ -335,7 +338,7 @@ class DualTensorProduct(Contraction):
 
 @register(*keys_of(DualBilinear), case=True)
 class DualBilinearForm(Composite):
-    """Bilinear form of two perturbed values, ``x W y + b``: one contraction."""
+    """Bilinear form of two perturbed values, ``x W y + b``: one contraction. Source: its definition."""
 
     @staticmethod
     def compose(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Any:
@@ -360,7 +363,7 @@ class DualBilinearForm(Composite):
 
 @register(*keys_of(DualScale), case=True)
 class DualTimesItself(Composite):
-    """A tensor times itself: its square."""
+    """A tensor times itself: its square. Source: its definition."""
 
     @staticmethod
     def compose(input: Any, other: Any) -> Any:
@@ -384,7 +387,10 @@ class DualTimesItself(Composite):
 
 @register(F.linear, _ATEN.linear.default, case=True)
 class DualPerturbedLinear(Composite):
-    """Linear map whose weight or bias depends on the input, as a hypernetwork makes it: a matrix product."""
+    """Linear map whose weight or bias depends on the input, as a hypernetwork makes it: a matrix product.
+
+    Source: its definition.
+    """
 
     @staticmethod
     def compose(input: Any, weight: Any, bias: Any = None) -> Any:
@@ -404,7 +410,10 @@ class DualPerturbedLinear(Composite):
 
 @register(*keys_of(DualAddMatmul), case=True)
 class DualAddMatrixProduct(Composite):
-    """``beta * input + alpha * (left @ right)`` with two perturbed factors, or with one tensor as addend and factor."""
+    """``beta * input + alpha * (left @ right)`` with two perturbed factors, or with one tensor as addend and factor.
+
+    Source: its definition.
+    """
 
     @staticmethod
     def compose(input: Any, left: Any, right: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
@@ -424,7 +433,7 @@ class DualAddMatrixProduct(Composite):
 
 @register(*spellings("addcmul"))
 class DualAddProduct(Composite):
-    """``input + value * tensor1 * tensor2``, element by element."""
+    """``input + value * tensor1 * tensor2``, element by element. Source: its definition."""
 
     @staticmethod
     def compose(input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Any:

@@ -22,7 +22,10 @@ _BOTH = (INPUT, Slot(1))
 
 @register(*keys_of(DualDivide), case=True)
 class DualQuotient(Composite):
-    """Quotient by a perturbed divisor: a product with its reciprocal. Infinite bounds where the divisor may be zero."""
+    """Quotient by a perturbed divisor: a product with its reciprocal. Infinite bounds where the divisor may be zero.
+
+    Source: its definition; corners.
+    """
 
     @staticmethod
     def compose(input: Any, other: Any, *, rounding_mode: Any = None) -> Any:
@@ -70,7 +73,7 @@ class DualQuotient(Composite):
 
 @register("__rtruediv__", "__rdiv__")
 class DualReversedQuotient(Composite):
-    """Quotient the other way round, ``other / input``."""
+    """Quotient the other way round, ``other / input``. Source: its definition."""
 
     @staticmethod
     def compose(input: Any, other: Any) -> Any:
@@ -86,7 +89,7 @@ class DualReversedQuotient(Composite):
 
 @register(*spellings("addcdiv"))
 class DualAddQuotient(Composite):
-    """``input + value * tensor1 / tensor2``, element by element."""
+    """``input + value * tensor1 / tensor2``, element by element. Source: its definition."""
 
     @staticmethod
     def compose(input: Any, tensor1: Any, tensor2: Any, *, value: Any = 1) -> Any:

@@ -126,7 +126,7 @@ class DualEuclideanNorm(Relaxed):
 
 @register(*_VECTOR_NORM, case=True)
 class DualVectorNorm(Composite):
-    """Sum or maximum of absolute values over some axes, or all."""
+    """Sum or maximum of absolute values over some axes, or all. Source: its definition."""
 
     @staticmethod
     def compose(x: Any, ord: Any = 2, dim: Any = None, keepdim: Any = False) -> Any:
@@ -153,7 +153,7 @@ class DualVectorNorm(Composite):
 
 @register(torch.norm, "norm")
 class DualNorm(Composite):
-    """Norm of vectors, by its older name: the Frobenius norm is the Euclidean one."""
+    """Norm of vectors, by its older name: the Frobenius norm is the Euclidean one. Source: its definition."""
 
     @staticmethod
     def compose(input: Any, p: Any = "fro", dim: Any = None, keepdim: Any = False) -> Any:
@@ -178,7 +178,7 @@ class DualNorm(Composite):
 
 @register(torch.linalg.norm)
 class DualLinalgNorm(Composite):
-    """Norm of vectors, or Frobenius norm of matrices."""
+    """Norm of vectors, or Frobenius norm of matrices. Source: its definition."""
 
     @staticmethod
     def compose(A: Any, ord: Any = None, dim: Any = None, keepdim: Any = False) -> Any:
@@ -199,7 +199,7 @@ class DualLinalgNorm(Composite):
 
 @register(torch.linalg.matrix_norm, _ATEN.linalg_matrix_norm.default, _ATEN.linalg_matrix_norm.str_ord)
 class DualMatrixNorm(Composite):
-    """Frobenius norm: the Euclidean norm of all elements of a matrix."""
+    """Frobenius norm: the Euclidean norm of all elements of a matrix. Source: its definition."""
 
     @staticmethod
     def compose(A: Any, ord: Any = "fro", dim: Any = (-2, -1), keepdim: Any = False) -> Any:
@@ -226,6 +226,7 @@ class DualNormalize(Composite):
     """Vectors divided by their norm, or by ``eps`` if that is more: within [-1, 1], and for the Euclidean norm exactly known.
 
     A coordinate of ``x / |x|`` rises with that coordinate of ``x`` and moves towards zero as the other ones grow.
+    Source: monotone in each coordinate.
     """
 
     @staticmethod
@@ -260,7 +261,7 @@ class DualNormalize(Composite):
 
 @register(nn.CosineSimilarity, F.cosine_similarity)
 class DualCosineSimilarity(Composite):
-    """Product of two normalised vectors: within [-1, 1]."""
+    """Product of two normalised vectors: within [-1, 1]. Source: Cauchy and Schwarz."""
 
     @staticmethod
     def compose(x1: Any, x2: Any, dim: Any = 1, eps: Any = 1e-8) -> Any:
@@ -290,7 +291,7 @@ class DualCosineSimilarity(Composite):
 
 @register(nn.PairwiseDistance, F.pairwise_distance)
 class DualPairwiseDistance(Composite):
-    """Norm of a difference, ``|x1 - x2 + eps|``, along the last axis."""
+    """Norm of a difference, ``|x1 - x2 + eps|``, along the last axis. Source: its definition."""
 
     @staticmethod
     def compose(x1: Any, x2: Any, p: Any = 2.0, eps: Any = 1e-6, keepdim: Any = False) -> Any:
@@ -311,7 +312,7 @@ class DualPairwiseDistance(Composite):
 
 @register(torch.cdist, *spellings("cdist"))
 class DualDistances(Composite):
-    """Norms of all differences of two lists of vectors."""
+    """Norms of all differences of two lists of vectors. Source: its definition."""
 
     @staticmethod
     def compose(x1: Any, x2: Any, p: Any = 2.0, compute_mode: Any = None) -> Any:
@@ -342,7 +343,10 @@ def _reduced(value: Any, reduction: str) -> Any:
 
 @register(nn.MSELoss, F.mse_loss)
 class DualSquaredError(_Loss):
-    """Squared differences; a sum or mean takes the whole batch together, which only a batch of one bears."""
+    """Squared differences; a sum or mean over the batch is refused, as its examples would meet.
+
+    Source: its definition.
+    """
 
     @staticmethod
     def compose(input: Any, target: Any, *, reduction: str = "mean") -> Any:
@@ -357,7 +361,10 @@ class DualSquaredError(_Loss):
 
 @register(nn.L1Loss, F.l1_loss)
 class DualAbsoluteError(_Loss):
-    """Absolute differences; a sum or mean takes the whole batch together, which only a batch of one bears."""
+    """Absolute differences; a sum or mean over the batch is refused, as its examples would meet.
+
+    Source: its definition.
+    """
 
     @staticmethod
     def compose(input: Any, target: Any, *, reduction: str = "mean") -> Any:
@@ -403,7 +410,7 @@ def _moment_samples(function: Any, name: str, item: int | None = None) -> Iterat
 
 @register(*spellings("var"))
 class DualVariance(_Moments):
-    """Variance over some axes, or all: the sum of squares of deviations from the mean."""
+    """Variance over some axes, or all: the sum of squares of deviations from the mean. Source: its definition; convexity."""
 
     @staticmethod
     def compose(input: Any, dim: Any, correction: Any, keepdim: Any) -> Any:
@@ -445,7 +452,7 @@ class DualVariance(_Moments):
 
 @register(*spellings("std"))
 class DualDeviation(_Moments):
-    """Standard deviation over some axes, or all: the square root of the variance."""
+    """Standard deviation over some axes, or all: the square root of the variance. Source: its definition."""
 
     @staticmethod
     def compose(input: Any, dim: Any, correction: Any, keepdim: Any) -> Any:
@@ -460,7 +467,7 @@ class DualDeviation(_Moments):
 
 @register(*spellings("var_mean"))
 class DualVarianceAndMean(_Moments):
-    """Variance and mean over some axes, or all."""
+    """Variance and mean over some axes, or all. Source: its definition."""
 
     facts: ClassVar[Facts] = Facts(outputs_tuple=True)
 
@@ -479,7 +486,7 @@ class DualVarianceAndMean(_Moments):
 
 @register(*spellings("std_mean"))
 class DualDeviationAndMean(_Moments):
-    """Standard deviation and mean over some axes, or all."""
+    """Standard deviation and mean over some axes, or all. Source: its definition."""
 
     facts: ClassVar[Facts] = Facts(outputs_tuple=True)
 
@@ -498,7 +505,7 @@ class DualDeviationAndMean(_Moments):
 
 @register(*spellings("prod"))
 class DualProductOver(Composite):
-    """Product along an axis, or of all elements: pairs are multiplied, then pairs of pairs."""
+    """Product along an axis, or of all elements: pairs are multiplied, then pairs of pairs. Source: its definition."""
 
     @staticmethod
     def compose(input: Any, dim: Any = None, keepdim: Any = False) -> Any:
