@@ -1,9 +1,10 @@
-"""Tightness and soundness of the smooth rules: our lines against the best pair of lines of the same kind.
+"""Tightness and soundness of the element-wise rules: our lines against the best pair of lines of the same kind.
 
 For every rule 1,000 random intervals of all widths in its domain. *Parallel*: the gap of our two lines over the smallest gap
 that any slope has. *Adaptive*: the area between our two lines over the smallest area between any line above and any line
 below. Both minima are convex in the slope and found by golden sections on a grid of the interval, so they are lower
-bounds of what is possible. *Outside*: points of a grid of 10,000 that lie beyond a line or the interval, beyond rounding.
+bounds of what is possible; beside each jump the grid has a point on either side. *Outside*: points of a grid of 10,000 that
+lie beyond a line or the interval, beyond rounding.
 
     python benchmarks/curved.py [--seed 0] [--intervals 1000] [RULE ...]
 """
@@ -14,12 +15,14 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.common import machine, table
-from dual_layers import Choice, DualLayer, Interval, Offsets, RuleSample, Slopes, registered_rules
+from dual_layers import Choice, DualLayer, Interval, Offsets, PiecewiseLinear, Relaxed, RuleSample, Slopes, registered_rules
+from dual_layers._probes import prepare
 from dual_layers.smooth import Smooth
 
 CHOICES: tuple[Choice, ...] = ("parallel", "adaptive")
@@ -42,18 +45,24 @@ class Tightness:
     loose: float
 
 
-def curved_rules() -> list[tuple[type[DualLayer], RuleSample]]:
-    """List the smooth rules, each with its first good sample and every other one whose arguments change the function.
+def curved_rules(*families: type[Relaxed]) -> list[tuple[type[DualLayer], RuleSample]]:
+    """List the rules of some families, each with its first good sample and every other one that is another function.
 
     Samples with a constant for each element are left out: they are many functions at once.
     """
     found = []
     for rule in registered_rules():
-        samples = [sample for sample in rule.samples() if sample.error is None] if issubclass(rule, Smooth) else []
-        samples = [sample for sample in samples if not any(isinstance(a, Tensor) and a.ndim for a in sample.call.args)]
+        samples = [sample for sample in rule.samples() if sample.error is None] if issubclass(rule, families) else []
+        samples = [sample for sample in samples if not any(isinstance(a, Tensor) and a.ndim for a in _constants(sample))]
         kinds = {str(vars(rule(sample.call).arguments) if _named(rule) else ""): sample for sample in reversed(samples)}
         found += [(rule, sample) for sample in reversed(kinds.values())]
     return found
+
+
+def _constants(sample: RuleSample) -> list[Any]:
+    operator = sample.call.operator
+    held = list(operator.parameters()) if isinstance(operator, nn.Module) else []
+    return [*sample.call.args, *sample.call.kwargs.values(), *held]
 
 
 def _named(rule: type[DualLayer]) -> bool:
@@ -68,9 +77,9 @@ def intervals(sample: RuleSample, count: int, generator: torch.Generator) -> Int
     return Interval((center - radius).clamp(min=sample.low), (center + radius).clamp(max=sample.high))
 
 
-def measure(layer: Smooth, box: Interval, points: int = 10_000, grid: int = 1_000) -> Tightness:
+def measure(layer: Relaxed, box: Interval, points: int = 10_000, grid: int = 1_000) -> Tightness:
     """Compare a layer's lines on these intervals with the best ones, and with the function itself."""
-    coarse = places(box, grid)
+    coarse = torch.cat([places(box, grid), *beside_jumps(layer, box)]).sort(0).values
     values, middle = layer.forward(coarse), box.center
     best = {
         "parallel": _least(lambda a: _highest(coarse, values, a) - _lowest(coarse, values, a), coarse, values),
@@ -85,7 +94,7 @@ def measure(layer: Smooth, box: Interval, points: int = 10_000, grid: int = 1_00
         rounding = 64 * torch.finfo(height.dtype).eps * (1 + values.abs().amax(0) + (slopes.upper[0] * middle).abs())
         ratios[choice] = (height / torch.maximum(best[choice], rounding)).where(height > 10 * rounding, torch.ones_like(height))
     ends = layer.interval(box)
-    for part in places(box, points).split(500):
+    for part in [*places(box, points).split(500), *beside_jumps(layer, box)]:
         found = layer.forward(part)
         outside += _beyond(found, ends.lower, ends.upper)
         outside += sum(_beyond_lines(part, found, *pair) for pair in chosen.values())
@@ -101,6 +110,15 @@ def places(box: Interval, count: int) -> Tensor:
     return torch.minimum(torch.maximum(z, box.lower), box.upper)
 
 
+def beside_jumps(layer: Relaxed, box: Interval) -> list[Tensor]:
+    """List the floats on either side of the places at which a rule looks for kinks and jumps, inside the box."""
+    if not isinstance(layer, PiecewiseLinear):
+        return []
+    found = [place for place, _ in layer.points(box)[2:]]
+    moved = [torch.nextafter(place, place + side) for place in found for side in (-1.0, 1.0)]
+    return [torch.stack([torch.minimum(torch.maximum(z, box.lower), box.upper) for z in moved])] if moved else []
+
+
 def _highest(z: Tensor, values: Tensor, slope: Tensor) -> Tensor:
     return (values - slope * z).amax(0)
 
@@ -110,9 +128,10 @@ def _lowest(z: Tensor, values: Tensor, slope: Tensor) -> Tensor:
 
 
 def _least(cost: Callable[[Tensor], Tensor], z: Tensor, values: Tensor, steps: int = 60) -> Tensor:
-    """Minimise a convex function of the slope between the flattest and the steepest chord of neighbours."""
-    rates = (values[1:] - values[:-1]) / (z[1:] - z[:-1])
-    left, right = rates.amin(0), rates.amax(0)
+    """Minimise a convex function of the slope; beyond twice the range over the width a flat line is better."""
+    width = z[-1] - z[0]
+    right = 2 * (values.amax(0) - values.amin(0)) / torch.where(width > 0, width, 1.0)
+    left = -right
     golden = 0.6180339887498949
     for _ in range(steps):
         first, second = right - golden * (right - left), left + golden * (right - left)
@@ -143,11 +162,11 @@ def main() -> int:
     parser.add_argument("--intervals", type=int, default=1_000)
     options = parser.parse_args()
     rows, bad, start = [], False, time.perf_counter()
-    for rule, sample in curved_rules():
+    for rule, sample in curved_rules(Smooth, PiecewiseLinear):
         if options.rules and rule.__name__ not in options.rules:
             continue
         box = intervals(sample, options.intervals, torch.Generator().manual_seed(options.seed))
-        found = measure(rule(sample.call), box)
+        found = measure(rule(prepare(sample.call, torch.float64, torch.device("cpu"))), box)
         row = [rule.__name__, sample.label]
         for choice in CHOICES:
             ratios = found.ratios[choice]

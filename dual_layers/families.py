@@ -197,6 +197,7 @@ class PiecewiseLinear(Relaxed):
 
     def points(self, box: Interval) -> Points:
         """List the points of the graph between which the function is linear, clamped into the box."""
+        box = known(box)
         places = [box.lower, box.upper]
         places += [_clamp(torch.as_tensor(b, dtype=box.lower.dtype, device=box.lower.device), box) for b in self.breakpoints()]
         points = [(z, self.forward(z)) for z in places]
@@ -242,9 +243,15 @@ class PiecewiseLinear(Relaxed):
         return Slopes((lower,), (upper,))
 
     def conjugate(self, slopes: Slopes, bounds: tuple[Interval, ...]) -> Offsets:
-        """Minimise and maximise ``f(z) - slope * z`` over the points."""
-        points = self.points(bounds[0])
-        return Offsets(_lower(points, slopes.lower[0]), _upper(points, slopes.upper[0]))
+        """Minimise and maximise ``f(z) - slope * z`` over the points; what overflowed is only known to be large."""
+        points, largest = self.points(bounds[0]), torch.finfo(bounds[0].lower.dtype).max
+        lower, upper = _lower(points, slopes.lower[0]), _upper(points, slopes.upper[0])
+        return Offsets(lower.clamp(max=largest), upper.clamp(min=-largest))
+
+
+def known(box: Interval) -> Interval:
+    """Replace an end that is NaN, which says nothing, by infinity: operators such as ``sign`` make a number of it."""
+    return Interval(torch.where(box.lower.isnan(), -torch.inf, box.lower), torch.where(box.upper.isnan(), torch.inf, box.upper))
 
 
 def _rounding(place: Tensor, box: Interval) -> Tensor:

@@ -13,7 +13,7 @@ from benchmarks.curved import curved_rules, intervals, measure, places
 from dual_layers import INPUT, Call, DualLayer, Interval, RuleSample, Slopes, cases, choose
 from dual_layers.smooth import Smooth
 
-CURVES = [pytest.param(rule, sample, id=f"{rule.__name__}-{sample.label}") for rule, sample in curved_rules()]
+CURVES = [pytest.param(rule, sample, id=f"{rule.__name__}-{sample.label}") for rule, sample in curved_rules(Smooth)]
 EVERY = pytest.mark.parametrize(("rule", "sample"), CURVES)
 CHOICES = ("parallel", "adaptive")
 
