@@ -259,12 +259,17 @@ class Run:
         return self.hulls[name]
 
     def _not_below_zero(self, name: str, parents: tuple[Interval, ...], box: Interval) -> Interval:
-        """Undo rounding below zero: what adds up non-negative terms is never negative, and a square root must see that."""
+        """Undo rounding below zero: what adds up non-negative terms is never negative, and a square root must see that.
+
+        Each element is judged by its own terms: one that may be negative counts as unbounded.
+        """
         facts = self.layers[name].facts
         single = facts.elementwise and len(parents) == 1
-        if not (facts.affine and (facts.monotone or single)) or any(bool((parent.lower < 0).any()) for parent in parents):
+        if not (facts.affine and (facts.monotone or single)):
             return box
-        least = self.layers[name].interval(*(replace(parent, lower=torch.zeros_like(parent.lower)) for parent in parents))
+        ends = (torch.where(parent.lower < 0, -torch.inf, torch.zeros_like(parent.lower)) for parent in parents)
+        signs = (replace(parent, lower=end) for parent, end in zip(parents, ends, strict=True))
+        least = self.layers[name].interval(*signs)
         return replace(box, lower=torch.where(least.lower >= 0, box.lower.clamp(min=0), box.lower))
 
     def _enclosures(self, name: str) -> Iterator[tuple[Enclosure, DualLayer]]:
