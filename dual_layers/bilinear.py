@@ -359,6 +359,8 @@ class DualBilinearForm(Composite):
         yield RuleSample("module, no bias", Call(waves(nn.Bilinear, 3, 2, 4, bias=False), _BOTH), shapes)
         yield RuleSample("function", Call(F.bilinear, (*_BOTH, wave(4, 3, 2)), {"bias": wave(4)}), shapes)
         yield RuleSample("one tensor twice", Call(F.bilinear, (INPUT, INPUT, wave(4, 3, 3), wave(4))), ((2, 3),))
+        wrong = Call(waves(nn.Bilinear, 3, 2, 4), _BOTH)
+        yield RuleSample("wrong width", wrong, ((2, 4), (2, 2)), error=RuntimeError, message="input1 size")
 
 
 @register(*keys_of(DualScale), case=True)
@@ -406,6 +408,8 @@ class DualPerturbedLinear(Composite):
         yield RuleSample("weight", Call(F.linear, (wave(5, 3), INPUT)), ((4, 3),), batch_axis=None)
         yield RuleSample("bias", Call(F.linear, (wave(5, 3), wave(4, 3), INPUT)), ((4,),), batch_axis=None)
         yield RuleSample("weight vector", Call(_ATEN.linear.default, _BOTH), ((2, 5, 3), (3,)))
+        wrong = Call(F.linear, _BOTH)
+        yield RuleSample("wrong width", wrong, ((2, 5), (4, 3)), error=RuntimeError, message="cannot be multiplied")
 
 
 @register(*keys_of(DualAddMatmul), case=True)
@@ -429,6 +433,8 @@ class DualAddMatrixProduct(Composite):
         batched = Call(_ATEN.baddbmm.default, (Slot(2), *_BOTH), scalars)
         yield RuleSample("baddbmm", batched, ((2, 2, 3), (2, 3, 4), (2, 2, 4)))
         yield RuleSample("addend and factor the same", Call(torch.addmm, (INPUT, INPUT, wave(3, 3))), ((2, 3),))
+        wrong = Call(torch.addmm, (wave(4), *_BOTH))
+        yield RuleSample("wrong width", wrong, ((2, 5), (3, 4)), error=RuntimeError, message="cannot be multiplied")
 
 
 @register(*spellings("addcmul"))
@@ -445,6 +451,8 @@ class DualAddProduct(Composite):
         """Yield two perturbed factors, one, and the addend."""
         yield RuleSample("factors", Call(torch.addcmul, (wave(3), *_BOTH), {"value": -2}), ((2, 3), (2, 3)))
         yield RuleSample("method, one factor", Call("addcmul", (Slot(1), wave(3), INPUT)), ((2, 3), (2, 1)))
+        wrong = Call(torch.addcmul, (wave(4), *_BOTH))
+        yield RuleSample("shapes differ", wrong, ((2, 3), (2, 3)), error=RuntimeError, message="must match the size")
 
 
 def _with_factors(call: Call, first: Any, second: Any) -> Call:

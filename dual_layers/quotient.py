@@ -85,6 +85,8 @@ class DualReversedQuotient(Composite):
         """Yield a perturbed divisor, and a perturbed dividend."""
         yield RuleSample("divisor", Call("__rtruediv__", (INPUT, 3)), ((2, 3),), low=0.2)
         yield RuleSample("dividend", Call("__rdiv__", (wave(3), INPUT)), ((2, 3),))
+        wrong = Call("__rtruediv__", (INPUT, wave(4)))
+        yield RuleSample("shapes differ", wrong, ((2, 3),), error=RuntimeError, message="must match the size")
 
 
 @register(*spellings("addcdiv"))
@@ -101,6 +103,8 @@ class DualAddQuotient(Composite):
         """Yield perturbed dividend and divisor, and the addend."""
         yield RuleSample("quotient", Call(torch.addcdiv, (wave(3), *_BOTH), {"value": -2}), ((2, 3), (2, 3)), low=0.2)
         yield RuleSample("method, addend", Call("addcdiv", (INPUT, wave(3), wave(2, 1))), ((2, 3),))
+        wrong = Call(torch.addcdiv, (wave(4), *_BOTH))
+        yield RuleSample("shapes differ", wrong, ((2, 3), (2, 3)), error=RuntimeError, message="must match the size")
 
 
 def _box(value: Any, boxes: tuple[Interval, ...]) -> Interval:

@@ -195,6 +195,8 @@ class DualLinalgNorm(Composite):
         yield RuleSample("largest", Call(torch.linalg.norm, (INPUT, math.inf, -1, True)), ((2, 3),))
         yield RuleSample("matrices", Call(torch.linalg.norm, (INPUT, "fro", (1, 2))), ((2, 3, 4),))
         yield RuleSample("all", Call(torch.linalg.norm, (INPUT, None)), ((1, 3),), batch_axis=None)
+        nowhere = Call(torch.linalg.norm, (INPUT, 2, 3))
+        yield RuleSample("no such axis", nowhere, ((2, 3),), error=IndexError, message="out of range")
 
 
 @register(torch.linalg.matrix_norm, _ATEN.linalg_matrix_norm.default, _ATEN.linalg_matrix_norm.str_ord)
@@ -257,6 +259,8 @@ class DualNormalize(Composite):
         yield RuleSample("channels", Call(F.normalize, (INPUT,), {"dim": 1}), ((2, 3, 2, 2),), low=-1.0, high=3.0)
         yield RuleSample("large eps", Call(F.normalize, (INPUT, 2, -1, 2.5)), ((2, 3, 4),), low=-2.0, high=2.0)
         yield RuleSample("sum", Call(F.normalize, (INPUT,), {"p": 1.0}), ((2, 3),), low=0.2, high=3.0)
+        nowhere = Call(F.normalize, (INPUT,), {"dim": 3})
+        yield RuleSample("no such axis", nowhere, ((2, 3),), error=IndexError, message="out of range")
 
 
 @register(nn.CosineSimilarity, F.cosine_similarity)
@@ -287,6 +291,8 @@ class DualCosineSimilarity(Composite):
         )
         yield RuleSample("prototypes", Call(F.cosine_similarity, (INPUT, wave(4, 3), -1)), ((2, 1, 3),))
         yield RuleSample("fewer axes", Call(F.cosine_similarity, (wave(3, 1), INPUT), {"dim": 1}), ((2, 3, 4),))
+        wrong = Call(F.cosine_similarity, _BOTH)
+        yield RuleSample("shapes differ", wrong, ((2, 3), (2, 4)), error=RuntimeError, message="must match the size")
 
 
 @register(nn.PairwiseDistance, F.pairwise_distance)
@@ -308,6 +314,8 @@ class DualPairwiseDistance(Composite):
         """Yield the module and the function, with each argument."""
         yield RuleSample("module", Call(nn.PairwiseDistance(1.0, 0.5, True), _BOTH), ((2, 3), (2, 3)))
         yield RuleSample("function", Call(F.pairwise_distance, (wave(2, 3), INPUT), {"eps": 0.1}), ((2, 3),))
+        wrong = Call(F.pairwise_distance, _BOTH)
+        yield RuleSample("shapes differ", wrong, ((2, 3), (2, 4)), error=RuntimeError, message="must match the size")
 
 
 @register(torch.cdist, *spellings("cdist"))
@@ -324,6 +332,8 @@ class DualDistances(Composite):
         """Yield two inputs, and a constant."""
         yield RuleSample("two inputs", Call(torch.cdist, _BOTH), ((2, 2, 3), (2, 4, 3)))
         yield RuleSample("centres", Call(torch.cdist, (INPUT, wave(4, 3)), {"p": 1.0}), ((2, 3),))
+        wrong = Call(torch.cdist, _BOTH)
+        yield RuleSample("shapes differ", wrong, ((2, 3), (2, 4)), error=RuntimeError, message="same number of columns")
 
 
 class _Loss(Composite):
@@ -406,6 +416,8 @@ def _moment_samples(function: Any, name: str, item: int | None = None) -> Iterat
     several = Call(function, (INPUT,), {"dim": (1, -2), "correction": 2, "keepdim": True}, item)
     yield RuleSample(f"{name} of several axes", several, ((2, 3, 2, 2),), low=0.5, high=2.0)
     yield RuleSample("all, biased", Call(function, (INPUT, False), item=item), ((1, 3),), batch_axis=None)
+    nowhere = Call(function, (INPUT, 3), item=item)
+    yield RuleSample("no such axis", nowhere, ((2, 3),), error=IndexError, message="out of range")
 
 
 @register(*spellings("var"))
