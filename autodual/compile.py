@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from autodual.errors import SpecificationError, UnsupportedOperatorError
 from autodual.expand import Expansion
@@ -15,9 +16,11 @@ from autodual.graph import Graph, ModuleRef, Node, Ref, references, substitute
 from autodual.leaves import is_leaf
 from autodual.primal import is_attribute_access, operator_of
 from dual_layers import UNKNOWN, Call, Composite, DualLayer, Slot, cases, choose, is_held, is_shape_query, nearest, spelling
+from dual_layers.checks import RuleRefusal
 from dual_layers.shape import SHAPE_ATTRIBUTES
 
 ADVICE = "register a rule: docs/adding_an_operator.md"
+_ARITHMETIC = "it computes with truth values as with numbers: write &, | and ~"
 
 
 @dataclass(frozen=True)
@@ -122,12 +125,17 @@ def compile_graph(graph: Graph, model: nn.Module, sources: tuple[str, ...], valu
         if any(parent in data and parent not in perturbed for parent in node.parents):
             tied.add(node.name)
         operator = operator_of(node, model)
-        rule, reason = choose(_call(node, operator, own, lambda _: UNKNOWN))
+        rule, reason = choose(_call(node, operator, own, lambda _: UNKNOWN, lambda name: _is_truth(values, name)))
+        if rule is not None and _is_truth(values, node.name) and not (issubclass(rule, Composite) or rule.facts.monotone):
+            rule, reason = None, _ARITHMETIC
         if rule is None:
             unsupported.append((spelling(operator), node.name, node.origin, reason or _advice(operator)))
         elif expansion is not None and issubclass(rule, Composite):
             nodes.pop()
-            waiting += reversed(expansion.parts(node, rule, operator))
+            try:
+                waiting += reversed(expansion.parts(node, rule, operator))
+            except RuleRefusal as refusal:
+                unsupported.append((spelling(operator), node.name, node.origin, str(refusal)))
             enclosures[node.name] = (*enclosures.get(node.name, ()), Enclosure(node, rule, own))
         else:
             rules[node.name] = rule
@@ -143,9 +151,17 @@ def _advice(operator: Any) -> str:
     return f"the nearest supported: {', '.join(close)}; or {ADVICE}" if close else ADVICE
 
 
-def _call(node: Node, operator: Any, parents: tuple[str, ...], constant: Any) -> Call:
+def _is_truth(values: Mapping[str, Any] | None, name: str) -> bool | None:
+    """Whether a node of the model gives truth values, where that is known."""
+    value = None if values is None else values.get(name)
+    return value.dtype == torch.bool if isinstance(value, Tensor) else None
+
+
+def _call(
+    node: Node, operator: Any, parents: tuple[str, ...], constant: Any, truth: Callable[[str], bool | None] = lambda _: None
+) -> Call:
     def place(ref: Ref) -> Any:
-        return Slot(parents.index(ref.name)) if ref.name in parents else constant(ref.name)
+        return Slot(parents.index(ref.name), truth(ref.name)) if ref.name in parents else constant(ref.name)
 
     return Call(operator, substitute(node.args, place), substitute(node.kwargs, place), node.item)
 

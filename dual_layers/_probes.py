@@ -167,7 +167,16 @@ class Case:
         """The value at zero: an affine operator's constant part, and the pattern of every output."""
         low, high = self.domain
         value = 0.0 if isinstance(self.layer, Affine) else min(max(0.0, low), high)
-        return self.call(*(torch.full(shape, value, device=self.device, dtype=self.dtype) for shape in self.sample.shapes))
+        return self.run(*(torch.full(shape, value, device=self.device, dtype=self.dtype) for shape in self.sample.shapes))
+
+    def run(self, *inputs: Tensor) -> Tensor:
+        """Run the operator itself; truth values count as 0 and 1."""
+        value = self.call(*inputs)
+        return value.to(self.dtype) if value.dtype == torch.bool else value
+
+    def settled(self, values: Tensors) -> Tensors:
+        """Make inputs that the operator takes as truth values 0 or 1."""
+        return tuple((z > 0.5).to(z.dtype) if index in self.call.truths else z for index, z in enumerate(values))
 
     @property
     def tolerance(self) -> float:
@@ -219,7 +228,9 @@ class Case:
             made[name] = tuple(self._box(name, low, high, shape) for shape in self.sample.shapes)
         made["mixed"] = tuple(self._mixed([made[name][i] for name in made]) for i in range(len(self.sample.shapes)))
         made["wide"] = tuple(self._box("wide", *self.far, shape) for shape in self.sample.shapes)
-        yield from made.items()
+        for name, boxes in made.items():
+            lower, upper = self.settled(tuple(box.lower for box in boxes)), self.settled(tuple(box.upper for box in boxes))
+            yield name, tuple(map(Interval, lower, upper))
 
     def _box(self, name: str, low: float, high: float, shape: tuple[int, ...]) -> Interval:
         first, second = low + (high - low) * self.rand(shape), low + (high - low) * self.rand(shape)
@@ -262,8 +273,8 @@ class Case:
 
     def probe(self, name: str, boxes: Boxes) -> Probe:
         """Run the operator itself at the points of a box."""
-        points = [tuple(part.contiguous() for part in point) for point in self.places(boxes)]
-        values = torch.stack([self.call(*(part.clone() for part in point)) for point in points])
+        points = [self.settled(tuple(part.contiguous() for part in point)) for point in self.places(boxes)]
+        values = torch.stack([self.run(*(part.clone() for part in point)) for point in points])
         stacked = tuple(torch.stack(parts) for parts in zip(*points, strict=True))
         scale = 1.0 + values.abs().amax(0)
         if isinstance(self.layer, Affine):

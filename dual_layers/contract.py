@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
@@ -147,9 +148,15 @@ class Offsets:
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of perturbed input number ``index`` among an operator's arguments."""
+    """The place of perturbed input number ``index`` among an operator's arguments.
+
+    Attributes:
+        index: number of the input.
+        truth: whether the model has truth values there, which are 0 and 1 to a rule; None while that is not known.
+    """
 
     index: int
+    truth: bool | None = None
 
 
 INPUT = Slot(0)
@@ -184,13 +191,22 @@ def fill(value: Any, inputs: tuple[Any, ...]) -> Any:
 
 def slots(value: Any) -> list[int]:
     """List the indices of the slots in an argument, in order of appearance."""
+    return [slot.index for slot in _places(value)]
+
+
+def numbers(value: Any) -> list[int]:
+    """List the indices of those slots where the model is known to have numbers, not truth values."""
+    return [slot.index for slot in _places(value) if slot.truth is False]
+
+
+def _places(value: Any) -> list[Slot]:
     if isinstance(value, Slot):
-        return [value.index]
+        return [value]
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, slice):
         value = [value.start, value.stop, value.step]
-    return [index for item in value for index in slots(item)] if isinstance(value, (tuple, list)) else []
+    return [slot for item in value for slot in _places(item)] if isinstance(value, (tuple, list)) else []
 
 
 @dataclass(frozen=True)
@@ -211,12 +227,18 @@ class Call:
 
     def __call__(self, *inputs: Any) -> Any:
         """Run the operator itself on these inputs."""
+        inputs = tuple(z != 0 if index in self.truths else z for index, z in enumerate(inputs))
         args, kwargs = fill(self.args, inputs), fill(self.kwargs, inputs)
         if isinstance(self.operator, str):
             result = getattr(args[0], self.operator)(*args[1:], **kwargs)
         else:
             result = self.operator(*args, **kwargs)
         return result if self.item is None else result[self.item]
+
+    @cached_property
+    def truths(self) -> frozenset[int]:
+        """Indices of the inputs that are 0 and 1 and that the operator takes as truth values."""
+        return frozenset(slot.index for slot in _places((self.args, self.kwargs)) if slot.truth)
 
     @property
     def arity(self) -> int:

@@ -110,6 +110,7 @@ def check_forward(case: Case) -> None:
     """The rule's ``forward`` is the operator."""
     for probe in case.probes:
         values = torch.stack([case.layer.forward(*z) for z in zip(*probe.points, strict=True)])
+        values = values.to(probe.values.dtype) if values.dtype == torch.bool else values
         holds(check_like, values, probe.values, "forward")
         same(values, probe.values, probe.allowance, "forward against the operator", probe.locate)
 
