@@ -27,6 +27,7 @@ _ATEN = torch.ops.aten
 _Program = torch.export.ExportedProgram
 _BATCH_NORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _RECURRENT = ("gru", "lstm", "rnn_tanh", "rnn_relu")
+_VIEWS = (_ATEN.view.default, _ATEN._unsafe_view.default)
 _ROUNDS = 4  # a decomposition may need another one
 _END = torch.iinfo(torch.int64).max
 
@@ -214,6 +215,8 @@ def _call(step: fx.Node, refs: Mapping[fx.Node, Ref]) -> Node:
         target, args, kwargs = _spell_batch_norm(target, args)
     elif target is _ATEN.copy.default:  # the functional form of copy_ has no derivative in PyTorch
         target, args, kwargs = operators.assign(), (args[0], ..., args[1]), {}
+    elif target in _VIEWS:  # the parts of a composition may lie in memory in another order than the operator's own result
+        target = torch.reshape
     elif isinstance(target, torch._ops.OpOverload):
         target = _spelling(target) or target
     return Node(step.name, "call", target, args, kwargs, origin=_origin(step))

@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from rich import box
@@ -28,9 +28,11 @@ from torch import Tensor
 import autodual
 from autodual.attacks import minimize, run_on_copies
 from autodual.errors import AutoDualError
+from autodual.graph import Graph, Node
 from autodual.network import BoundModule
 from autodual.primal import evaluate
 from benchmarks.common import machine
+from dual_layers import is_held
 from tests.zoo.collection import ZOO, Entry
 
 TOLERANCE = 1e-9  # of the scale of the values
@@ -154,14 +156,27 @@ class Trial:
 
     def nodes_outside(self, method: str) -> int:
         """Count at some points the bounded nodes that are outside; NaN is outside."""
-        program = self.net._problem(self.entry.form(self.x), self.region).program
+        graph = self._graph()
         boxes, count = self.net.intermediate(self.entry.form(self.x), self.region, method=method), 0
         for _ in range(NODE_POINTS):
-            values = evaluate(program.graph, self.net.model, self.net.arguments(self.entry.form(self.points(1))))
+            values = evaluate(graph, self.net.model, self.net.arguments(self.entry.form(self.points(1))))
             for name, inside in boxes.items():
                 size = values[name].abs().nan_to_num(posinf=0.0).max().clamp(min=1.0)
                 count += int((~inside.contains(values[name], TOLERANCE * size)).any())
         return count
+
+    def _graph(self) -> Graph:
+        """Return the compiled graph; what is held at the region's centre is a constant in it."""
+        problem = self.net._problem(self.entry.form(self.x), self.region)
+        graph, held = problem.program.graph, {}
+        values = evaluate(graph, self.net.model, problem.points)
+        nodes = []
+        for node in graph.nodes:
+            if node.kind == "call" and is_held(node.operator):
+                held[f"<held {node.name}>"] = values[node.name]
+                node = Node(node.name, "attribute", f"<held {node.name}>")
+            nodes.append(node)
+        return replace(graph, nodes=tuple(nodes), constants={**graph.constants, **held})
 
 
 @torch.no_grad()

@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dual_layers._recorded import recorded
 from dual_layers.contract import INPUT, Call, Facts, Interval, RuleSample, Slot
 from dual_layers.families import Composite
+from dual_layers.joint_product import product_of
 from dual_layers.logsumexp import finite
 from dual_layers.refusals import named_arguments, unless_only
-from dual_layers.registry import register
+from dual_layers.registry import register, register_held
 from dual_layers.sample_values import wave, waves
 from dual_layers.spellings import spellings
 
@@ -62,6 +64,22 @@ class OverLastAxes(OwnStatistics, ABC):
 def _eps(eps: float | None, dtype: torch.dtype) -> float:
     """Return a number to keep the size away from zero; None stands for the dtype's own."""
     return torch.finfo(dtype).eps if eps is None else eps
+
+
+@recorded
+def proportion(inverse: Tensor, count: int) -> Tensor:
+    """Guess how much further the elements move than the inverse of their root mean square: it is a mean of their moves."""
+    return 0.5 * math.sqrt(max(count, 4)) / inverse.square()
+
+
+register_held(proportion)
+
+
+def _by_size(input: Any, axes: tuple[int, ...], eps: float) -> Any:
+    """Divide by the root mean square."""
+    inverse = torch.rsqrt(input.square().mean(axes, keepdim=True) + eps)
+    count = math.prod(input.shape[axis] for axis in axes)
+    return product_of(input, inverse, proportion(inverse, count))
 
 
 def _deviations(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,8 +149,7 @@ class DualLayerNorm(OverLastAxes):
             result = result if weight is None else result * weight
             return result if bias is None else result + bias
         axes = tuple(range(-len(normalized_shape), 0))
-        deviation = input - input.mean(axes, keepdim=True)
-        return deviation * torch.rsqrt(deviation.square().mean(axes, keepdim=True) + eps)
+        return _by_size(input - input.mean(axes, keepdim=True), axes, eps)
 
     @classmethod
     def samples(cls) -> Iterator[RuleSample]:
@@ -164,7 +181,7 @@ class DualRMSNorm(OverLastAxes):
         if weight is not None:
             return F.rms_norm(input, normalized_shape, None, eps) * weight
         axes = tuple(range(-len(normalized_shape), 0))
-        return input * torch.rsqrt(input.square().mean(axes, keepdim=True) + _eps(eps, input.dtype))
+        return _by_size(input, axes, _eps(eps, input.dtype))
 
     @classmethod
     def samples(cls) -> Iterator[RuleSample]:
