@@ -93,7 +93,7 @@ class BoundModule(nn.Module):
         if example_input is None:
             self._preparation.look_ahead()
         else:
-            self._problem(example_input, LInf(0.0))
+            self._preparation.try_out(example_input)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model itself."""

@@ -17,7 +17,7 @@ from autodual.errors import AutoDualError, SpecificationError, UnsupportedOperat
 from autodual.graph import Graph, ModuleRef, Node
 from autodual.primal import evaluate
 from autodual.problem import Problem, filled, run_model
-from autodual.regions import Region
+from autodual.regions import LInf, Region
 from autodual.specification import check_inputs
 from autodual.trace import ExampleNeededError, trace
 from autodual.validate import Placement, Probes, buffers_kept, validate
@@ -56,6 +56,20 @@ class Preparation:
             rest = [row for row in error.nodes if not self._is_whole(graph.by_name[row[1]])]
             if rest and len(graph.inputs) == 1:  # with several inputs some may turn out to be fixed, and need no rules
                 raise UnsupportedOperatorError(rest) from None
+
+    def try_out(self, example: Inputs) -> None:
+        """Trace and compile on an example. Of several inputs some may turn out to be fixed: then only tracing has to succeed.
+
+        Raises:
+            AutoDualError: as for ``problem``.
+        """
+        try:
+            self.problem(example, LInf(0.0))
+        except (SpecificationError, UnsupportedOperatorError):
+            arguments = self.arguments(example)
+            if sum(isinstance(value, Tensor) and value.is_floating_point() for value in arguments.values()) < 2:
+                raise
+            self.graph(tuple(arguments), {name: filled(value) for name, value in arguments.items()})
 
     def _is_whole(self, node: Node) -> bool:
         """Whether a node is one of PyTorch's modules that are taken apart once the first input is there."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations
 
+import autodual
 from autodual.errors import TraceError
 from autodual.graph import ModuleRef
 from autodual.trace import trace
@@ -585,3 +586,27 @@ def test_symbolic_values_do_not_leak_into_torch():
     with pytest.raises(TraceError):
         trace(Body(branch))
     assert before == (torch.zeros, nn.Module.__call__, nn.Module.__getattr__, nn.Module.__setattr__)
+
+
+class Picked(nn.Module):
+    """Only the first input can move: what the second one says is a position."""
+
+    def forward(self, x, y):
+        return 2 * x.gather(1, y.argmax(1, keepdim=True))
+
+
+class Tabled(nn.Module):
+    def forward(self, x, table):
+        return x @ table
+
+
+@pytest.mark.parametrize(("model", "shape"), [(Picked(), (2, 3)), (Tabled(), (3, 4))])
+def test_some_inputs_of_an_example_may_turn_out_to_be_fixed(model, shape):
+    """An example of every argument does not say which of them will move."""
+    x, other = torch.randn(2, 3), torch.randn(shape)
+    region = {"x": autodual.LInf(0.1)}
+    found = autodual.certify(model, (x, other)).bounds((x, other), region)
+    torch.testing.assert_close(found.lower, autodual.certify(model).bounds((x, other), region).lower)
+    assert found.contains(model(x, other), 1e-5).all()
+    with pytest.raises(autodual.errors.AutoDualError):
+        autodual.certify(model, (x, other)).bounds((x, other), autodual.LInf(0.1))
