@@ -395,6 +395,14 @@ def known(value: Tensor) -> Tensor:
     return value.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
+def box_of(value: Any, boxes: tuple[Interval, ...]) -> Interval:
+    """Return the box of an argument; of a constant, that constant."""
+    if isinstance(value, Slot):
+        return boxes[value.index]
+    constant = torch.as_tensor(value, dtype=boxes[0].lower.dtype, device=boxes[0].lower.device)
+    return Interval(constant, constant)
+
+
 def _moved(box: Interval, by: Tensor) -> Interval:
     return Interval(box.lower - by, box.upper - by)
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dual_layers.contract import INPUT, Call, RuleSample, Slot
+from dual_layers.bilinear import box_of
+from dual_layers.contract import INPUT, Call, Interval, RuleSample, Slot
 from dual_layers.families import Composite
 from dual_layers.matmul import DualAddMatmul, DualBilinear
 from dual_layers.registry import keys_of, register
@@ -113,3 +114,58 @@ class DualAddProduct(Composite):
         yield RuleSample("method, one factor", Call("addcmul", (Slot(1), wave(3), INPUT)), ((2, 3), (2, 1)))
         wrong = Call(torch.addcmul, (wave(4), *_BOTH))
         yield RuleSample("shapes differ", wrong, ((2, 3), (2, 3)), error=RuntimeError, message="must match the size")
+
+
+@register(*spellings("lerp"))
+class DualInterpolation(Composite):
+    """``input + weight * (end - input)``: between both where the weight is between zero and one. Source: its definition."""
+
+    @staticmethod
+    def compose(input: Any, end: Any, weight: Any) -> Any:
+        """Multiply the difference and add."""
+        return input + weight * (end - input)
+
+    def interval(self, *boxes: Interval) -> Interval:
+        """Stay between the ends' least and largest values."""
+        given = self.arguments
+        start, end, weight = (box_of(value, boxes) for value in (given.input, given.end, given.weight))
+        between = (weight.lower >= 0) & (weight.upper <= 1)
+        lower = torch.where(between, torch.minimum(start.lower, end.lower), -torch.inf)
+        return Interval(lower, torch.where(between, torch.maximum(start.upper, end.upper), torch.inf))
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield a perturbed weight, between zero and one and not, and a number."""
+        everything = Call(torch.lerp, (*_BOTH, Slot(2)))
+        yield RuleSample("three inputs", everything, ((2, 3), (2, 3), (2, 3)), low=-1.0, high=2.0)
+        yield RuleSample("weights of a gate", everything, ((2, 3), (2, 1), (2, 3)), low=0.0, high=1.0)
+        yield RuleSample("number", Call("lerp", (*_BOTH, 0.3)), ((2, 3), (2, 3)))
+        yield RuleSample("constant end", Call(torch.lerp, (INPUT, wave(3), Slot(1))), ((2, 3), (2, 3)), low=0.0, high=1.0)
+        wrong = Call(torch.lerp, (*_BOTH, 0.5))
+        yield RuleSample("shapes differ", wrong, ((2, 3), (2, 4)), error=RuntimeError, message="must match the size")
+
+
+@register(torch.cross, torch.linalg.cross, "cross", _ATEN.linalg_cross.default)
+class DualCross(Composite):
+    """Cross product of vectors along an axis, the last one by default. Source: its definition."""
+
+    @staticmethod
+    def compose(input: Any, other: Any, dim: int = -1) -> Any:
+        """Multiply the coordinates that follow each other, either way round."""
+        forwards = input.roll(-1, dim) * other.roll(-2, dim)
+        return forwards - input.roll(-2, dim) * other.roll(-1, dim)
+
+    @classmethod
+    def refuse(cls, call: Call) -> str | None:
+        """Refuse to guess the axis: it would be the first of size 3, and that may be the batch."""
+        named = call.operator in (torch.linalg.cross, _ATEN.linalg_cross.default) or len(call.args) > 2 or "dim" in call.kwargs
+        return super().refuse(call) or (None if named and cls(call).arguments.dim is not None else "name the axis: dim=-1")
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield axes, broadcasting and a constant."""
+        yield RuleSample("two inputs", Call(torch.linalg.cross, _BOTH), ((2, 3), (2, 3)))
+        yield RuleSample("axis", Call(torch.cross, (INPUT, wave(1, 3, 2), 1)), ((2, 3, 2),))
+        yield RuleSample("method", Call("cross", (Slot(1), INPUT), {"dim": -2}), ((2, 3, 4), (2, 3, 1)))
+        guessed = Call(torch.cross, _BOTH)
+        yield RuleSample("no axis", guessed, ((2, 3), (2, 3)), error=ValueError, message="name the axis")

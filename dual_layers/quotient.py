@@ -8,9 +8,9 @@ from functools import reduce
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dual_layers.arithmetic import DualDivide
+from dual_layers.bilinear import box_of
 from dual_layers.contract import INPUT, Call, Interval, RuleSample, Slot
 from dual_layers.families import Composite
 from dual_layers.registry import keys_of, register
@@ -46,7 +46,7 @@ class DualQuotient(Composite):
 
     def interval(self, *boxes: Interval) -> Interval:
         """Take the extremes over the corners: exact where the divisor keeps its sign."""
-        over, under = (_box(value, boxes) for value in (self.arguments.input, self.arguments.other))
+        over, under = (box_of(value, boxes) for value in (self.arguments.input, self.arguments.other))
         pole = ~((under.lower > 0) | (under.upper < 0))
         ends = [torch.where(pole, 1.0, end) for end in (under.lower, under.upper)]
         corners = [a / b for a in (over.lower, over.upper) for b in ends]
@@ -105,12 +105,3 @@ class DualAddQuotient(Composite):
         yield RuleSample("method, addend", Call("addcdiv", (INPUT, wave(3), wave(2, 1))), ((2, 3),))
         wrong = Call(torch.addcdiv, (wave(4), *_BOTH))
         yield RuleSample("shapes differ", wrong, ((2, 3), (2, 3)), error=RuntimeError, message="must match the size")
-
-
-def _box(value: Any, boxes: tuple[Interval, ...]) -> Interval:
-    """Return the box of an argument; of a constant, that constant."""
-    if isinstance(value, Slot):
-        return boxes[value.index]
-    like = boxes[0].lower
-    constant = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else like.dtype, device=like.device)
-    return Interval(constant, constant)

@@ -326,6 +326,7 @@ class Hypernetwork(nn.Module):
         a, b = self.first(x), self.second(x)
         row = torch.baddbmm(a[:, None, :], b[:, None, :], (a[:, :, None] * b[:, None, :])).squeeze(1)
         pieces = [self.form(a, b), row, torch.addcmul(a, b, b, value=-0.5), torch.addcdiv(a, b, a.exp())]
+        pieces += [torch.lerp(a, b, torch.sigmoid(row)), torch.linalg.cross(a, b)]
         return torch.cat([*pieces, torch.einsum("bi,bi->b", a, a)[:, None]], 1)
 
 
