@@ -132,6 +132,13 @@ class DualProduct(Bilinear):
     Parallel lines hold both factors at the centres of their boxes and are ``2 r_x r_y`` apart. Two planes touch the
     product from below (or above) in opposite corners, at the same mean distance. Each line alone takes the one whose own
     minimum over the box is highest (maximum lowest): where a factor's sign is known, that is the product's own.
+
+    Example:
+        >>> x, y = (Interval(torch.tensor(low), torch.tensor(high)) for low, high in ((1.0, 3.0), (-1.0, 2.0)))
+        >>> layer = DualProduct(Call(torch.mul, (INPUT, Slot(1))))
+        >>> slopes = layer.slopes((x, y), "adaptive")  # below, both factors are held at their lower ends
+        >>> [slope.item() for slope in slopes.lower], layer.conjugate(slopes, (x, y)).lower.item()
+        ([-1.0, 1.0], 1.0)
     """
 
     source: ClassVar[str] = _PLANES
