@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 import re
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -150,10 +151,18 @@ def _explained(problem: Exception) -> TraceError:
             f"{where}forward works for some batch sizes only ({_batch_sizes(text)}): its code fixes the size of axis 0, as "
             "a loop over the batch, a branch on its size or a number in view() does; write -1 or x.size(0) for that axis"
         )
+    if _meets_packed(problem):
+        return TraceError(f"{where}the lengths of packed sequences are values; give the recurrent layer the padded batch")
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
     if "fake tensor" in text:
         first = "it cannot see where a value comes from; NumPy, for one, hides that"
     return NotExportableError(f"{where}torch.export cannot follow the model: {type(problem).__name__}: {first}")
+
+
+def _meets_packed(problem: Exception) -> bool:
+    """Whether a packed sequence was at hand where the exporter gave up."""
+    frames = [frame.f_locals.values() for frame, _ in traceback.walk_tb(problem.__traceback__)]
+    return any(isinstance(value, nn.utils.rnn.PackedSequence) for values in frames for value in values)
 
 
 def _batch_sizes(text: str) -> str:
