@@ -38,8 +38,9 @@ class OwnStatistics(Composite, ABC):
 class OverLastAxes(OwnStatistics, ABC):
     """Normalisation over the last axes, and where its extremes are before weight and bias. Abstract.
 
-    ``y_i = d_i / sqrt((d_i^2 + Q) / n + eps)``, where ``Q`` adds up the squares of the others, grows with ``d_i`` and for
-    positive ``d_i`` falls with ``Q``. So its ends lie at the ends of ``d_i`` and of ``Q``, each bounded for itself.
+    ``y_i = d_i / sqrt((W + k d_i^2) / n + eps)``, where ``W`` adds up the squares of the others, grows with ``d_i`` and for
+    positive ``d_i`` falls with ``W``. So its ends lie at the ends of ``d_i`` and of ``W``, each bounded for itself. If ``d``
+    is the distance from the mean, ``W`` is the others' spread about their own mean and ``k = n / (n - 1)``, else ``k = 1``.
     """
 
     centered: ClassVar[bool]
@@ -54,11 +55,14 @@ class OverLastAxes(OwnStatistics, ABC):
         scale = torch.maximum(lower.abs(), upper.abs()).amax(-1, keepdim=True).clamp(min=1).detach()
         eps = _eps(arguments.eps, lower.dtype) / scale / scale
         lower, upper = lower / scale, upper / scale
-        least = _least_spread(lower, upper) if self.centered else torch.zeros_like(scale)
         if self.centered:
+            least, rest = _least_spread(lower, upper), _others_spread(lower, upper)
             lower, upper = _deviations(lower, upper)
-        ends = _smallest(lower, upper, least, eps, self.centered), -_smallest(-upper, -lower, least, eps, self.centered)
-        return Interval(*(end.unflatten(-1, boxes[0].lower.shape[-axes:]) for end in ends))
+        else:
+            least, rest = torch.zeros_like(scale), _others_squares(lower, upper)
+        ends = (_smallest(*pair, least, rest, eps, self.centered) for pair in ((lower, upper), (-upper, -lower)))
+        lower, upper = (end.unflatten(-1, boxes[0].lower.shape[-axes:]) for end in ends)
+        return Interval(lower, -upper)
 
 
 def _eps(eps: float | None, dtype: torch.dtype) -> float:
@@ -110,19 +114,38 @@ def _least_spread(lower: Tensor, upper: Tensor) -> Tensor:
     return gaps.square().sum(-1, keepdim=True) - tilt
 
 
-def _smallest(lower: Tensor, upper: Tensor, least: Tensor, eps: Tensor, centered: bool) -> Tensor:
-    """Bound every ``d_i / sqrt(mean of squares + eps)`` from below; ``least`` bounds the sum of squares from below."""
+def _others_squares(lower: Tensor, upper: Tensor) -> Tensor:
+    """Bound, for every element, the sum of the squares of all the others from above."""
+    squares = torch.maximum(-lower, upper).square()
+    total = squares.sum(-1, keepdim=True)
+    return (total - squares) + _ROUNDING * torch.finfo(lower.dtype).eps * total
+
+
+def _others_spread(lower: Tensor, upper: Tensor) -> Tensor:
+    """Bound the same of their distances from their own mean: at most that from any other place, and none for a single one."""
+    place = 0.5 * (lower + upper).mean(-1, keepdim=True)
+    return _others_squares(lower - place, upper - place) * (lower.shape[-1] > 2)
+
+
+def _smallest(lower: Tensor, upper: Tensor, least: Tensor, rest: Tensor, eps: Tensor, centered: bool) -> Tensor:
+    """Bound every ``d_i / sqrt(mean of squares + eps)`` from below.
+
+    Args:
+        lower: of ``d``.
+        upper: of ``d``.
+        least: bounds the sum of all squares from below.
+        rest: bounds ``W`` from above.
+        eps: positive.
+        centered: whether all ``d_i`` add up to zero.
+    """
     count = lower.shape[-1]
     slack = _ROUNDING * torch.finfo(lower.dtype).eps
-    near = torch.maximum(lower, -upper).clamp(min=0).square()
-    far = torch.maximum(lower.abs(), upper.abs()).square()
-    total = far.sum(-1, keepdim=True)
     own = lower.square()
-    small = torch.maximum(own + (near.sum(-1, keepdim=True) - near - slack * total).clamp(min=0), least)
-    if centered:  # all others add up to minus this one
-        small = torch.maximum(small, own * (count / max(count - 1, 1)))
-    large = own + (total - far) + slack * total
-    value = lower * torch.rsqrt(torch.where(lower < 0, small, large) / count + eps)
+    near = torch.maximum(lower, -upper).clamp(min=0).square()
+    small = torch.maximum(own + (near.sum(-1, keepdim=True) - near), least)
+    share = count / max(count - 1, 1) if centered else 1.0
+    squares = torch.where(lower < 0, torch.maximum(small * (1 - slack), own * share), own * share + rest)
+    value = lower * torch.rsqrt(squares / count + eps)
     limit = math.sqrt(count - 1 if centered else count)
     return (value - slack * value.abs()).nan_to_num(nan=-limit).clamp(min=-limit * (1 + slack))
 
@@ -369,7 +392,7 @@ class DualLocalResponseNorm(OwnStatistics):
         """Average the squares over channels, as pictures of one channel."""
         squares = input.square().flatten(2).unsqueeze(1)
         squares = F.avg_pool2d(F.pad(squares, (0, 0, size // 2, (size - 1) // 2)), (size, 1), stride=1).squeeze(1)
-        return input * (squares.unflatten(2, input.shape[2:]) * alpha + k).pow(-beta)
+        return input * (squares.reshape_as(input) * alpha + k).pow(-beta)
 
     @classmethod
     def samples(cls) -> Iterator[RuleSample]:
