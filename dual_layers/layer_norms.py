@@ -56,11 +56,11 @@ class OverLastAxes(OwnStatistics, ABC):
         eps = _eps(arguments.eps, lower.dtype) / scale / scale
         lower, upper = lower / scale, upper / scale
         if self.centered:
-            least, rest = _least_spread(lower, upper), _others_spread(lower, upper)
+            least, others = _least_spread(lower, upper), _others_spread(lower, upper)
             lower, upper = _deviations(lower, upper)
         else:
-            least, rest = torch.zeros_like(scale), _others_squares(lower, upper)
-        ends = (_smallest(*pair, least, rest, eps, self.centered) for pair in ((lower, upper), (-upper, -lower)))
+            least, others = torch.zeros_like(scale), _others_squares(lower, upper)
+        ends = (_smallest(*pair, least, others, eps, self.centered) for pair in ((lower, upper), (-upper, -lower)))
         lower, upper = (end.unflatten(-1, boxes[0].lower.shape[-axes:]) for end in ends)
         return Interval(lower, -upper)
 
@@ -114,37 +114,49 @@ def _least_spread(lower: Tensor, upper: Tensor) -> Tensor:
     return gaps.square().sum(-1, keepdim=True) - tilt
 
 
-def _others_squares(lower: Tensor, upper: Tensor) -> Tensor:
-    """Bound, for every element, the sum of the squares of all the others from above."""
-    squares = torch.maximum(-lower, upper).square()
-    total = squares.sum(-1, keepdim=True)
-    return (total - squares) + _ROUNDING * torch.finfo(lower.dtype).eps * total
+def _others_squares(lower: Tensor, upper: Tensor) -> Interval:
+    """Bound, for every element, the sum of the squares of all the others."""
+    least, most = torch.maximum(lower, -upper).clamp(min=0).square(), torch.maximum(-lower, upper).square()
+    total = most.sum(-1, keepdim=True)
+    slack = _ROUNDING * torch.finfo(lower.dtype).eps * total
+    return Interval((least.sum(-1, keepdim=True) - least - slack).clamp(min=0), total - most + slack)
 
 
-def _others_spread(lower: Tensor, upper: Tensor) -> Tensor:
-    """Bound the same of their distances from their own mean: at most that from any other place, and none for a single one."""
-    place = 0.5 * (lower + upper).mean(-1, keepdim=True)
-    return _others_squares(lower - place, upper - place) * (lower.shape[-1] > 2)
+def _others_spread(lower: Tensor, upper: Tensor) -> Interval:
+    """Bound, for every element, the sum of squared distances of all the others from their own mean.
+
+    It is convex and quadratic, so it lies between its tangent plane at the box' centre and that plane plus the squares of
+    the radii.
+    """
+    count, center, radius = lower.shape[-1], 0.5 * (lower + upper), 0.5 * (upper - lower)
+    own = center - center.mean(-1, keepdim=True)
+    total, reach = own.square().sum(-1, keepdim=True), radius * own.abs()
+    middle = (total - own.square() * (count / max(count - 1, 1))).clamp(min=0)
+    away = (own / max(count - 1, 1)).abs()  # how far the others' mean lies from everyone's
+    move = 2 * (reach.sum(-1, keepdim=True) - reach + away * (radius.sum(-1, keepdim=True) - radius))
+    rest = radius.square().sum(-1, keepdim=True) - radius.square()
+    slack = _ROUNDING * torch.finfo(lower.dtype).eps * (total + move + rest)
+    return Interval((middle - move - slack).clamp(min=0), (middle + move + rest + slack) * (count > 2))
 
 
-def _smallest(lower: Tensor, upper: Tensor, least: Tensor, rest: Tensor, eps: Tensor, centered: bool) -> Tensor:
+def _smallest(lower: Tensor, upper: Tensor, least: Tensor, others: Interval, eps: Tensor, centered: bool) -> Tensor:
     """Bound every ``d_i / sqrt(mean of squares + eps)`` from below.
 
     Args:
         lower: of ``d``.
         upper: of ``d``.
         least: bounds the sum of all squares from below.
-        rest: bounds ``W`` from above.
+        others: the bounds of ``W``.
         eps: positive.
         centered: whether all ``d_i`` add up to zero.
     """
     count = lower.shape[-1]
     slack = _ROUNDING * torch.finfo(lower.dtype).eps
-    own = lower.square()
-    near = torch.maximum(lower, -upper).clamp(min=0).square()
-    small = torch.maximum(own + (near.sum(-1, keepdim=True) - near), least)
-    share = count / max(count - 1, 1) if centered else 1.0
-    squares = torch.where(lower < 0, torch.maximum(small * (1 - slack), own * share), own * share + rest)
+    own = lower.square() * (count / max(count - 1, 1) if centered else 1.0)
+    small = torch.maximum(own + others.lower, least)
+    if centered:
+        small = torch.maximum(small, lower.square() + _others_squares(lower, upper).lower)
+    squares = torch.where(lower < 0, torch.maximum(small * (1 - slack), own), own + others.upper)
     value = lower * torch.rsqrt(squares / count + eps)
     limit = math.sqrt(count - 1 if centered else count)
     return (value - slack * value.abs()).nan_to_num(nan=-limit).clamp(min=-limit * (1 + slack))
