@@ -176,11 +176,12 @@ def _exponential_chords(lower: Tensor, upper: Tensor) -> Tensor:
 
 
 def _solve(step: Callable[[Tensor], tuple[Tensor, Tensor]], low: Tensor, high: Tensor) -> Tensor:
-    """Find where a falling function meets the diagonal: ``step`` gives its value and Newton's next place."""
+    """Find where a falling function meets the diagonal, to rounding: ``step`` gives its value and Newton's next place."""
     place = 0.5 * low + 0.5 * high
     for _ in range(STEPS):
         value, guess = step(place)
-        low, high = torch.where(value >= place, place, low), torch.where(value <= place, place, high)
+        near = ROUNDING * torch.finfo(place.dtype).eps * (1 + place.abs())
+        low, high = torch.where(value >= place - near, place, low), torch.where(value <= place + near, place, high)
         place = torch.where((guess > low) & (guess < high), guess, 0.5 * low + 0.5 * high)
     return place
 
