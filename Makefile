@@ -35,10 +35,10 @@ demo: $(STAMP)  ## certify a digit classifier; prints a table, writes out/demo.p
 	$(BIN)/autodual demo --output out/demo.png
 
 test: $(STAMP)  ## the tests and doctests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 test-all: $(STAMP)  ## the tests and doctests, slow ones included
-	$(BIN)/python -m pytest -q -m ''
+	$(BIN)/python -m pytest -q -m '' -n auto --dist worksteal
 
 lint: $(STAMP)  ## formatting and lint only
 	$(BIN)/ruff format --check .
