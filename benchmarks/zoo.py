@@ -39,7 +39,6 @@ TOLERANCE = 1e-9  # of the scale of the values
 RADII = (1e-3, 0.05, 0.5)
 METHODS = ("interval", "dual", "adaptive")
 OUTPUTS = 16  # attacked at most
-NODE_POINTS = 5  # points at which the bounded nodes in between are looked at too
 CHUNK = 2_000  # points the model is run on at once
 
 
@@ -52,12 +51,14 @@ class Effort:
         points: to sample in each box.
         steps: of each attack.
         restarts: of each attack.
+        node_points: at which the bounded nodes in between are looked at too.
     """
 
     boxes: int = 2
     points: int = 2_000
     steps: int = 50
     restarts: int = 2
+    node_points: int = 5
 
 
 @dataclass
@@ -68,7 +69,7 @@ class Findings:
         widths: median width over the reached range, by method.
         points: points tried.
         outside: points with an output, or a node that needed bounds, outside its bounds; by method.
-        endless: bounds that are not finite although every value was; by method.
+        endless: bounds that are not finite although every value was, and should be; by method.
         seconds: by method, for the bounds alone.
     """
 
@@ -158,7 +159,7 @@ class Trial:
         """Count at some points the bounded nodes that are outside; NaN is outside."""
         graph = self._graph()
         boxes, count = self.net.intermediate(self.entry.form(self.x), self.region, method=method), 0
-        for _ in range(NODE_POINTS):
+        for _ in range(self.effort.node_points):
             values = evaluate(graph, self.net.model, self.net.arguments(self.entry.form(self.points(1))))
             for name, inside in boxes.items():
                 size = values[name].abs().nan_to_num(posinf=0.0).max().clamp(min=1.0)
@@ -201,7 +202,8 @@ def examine(
         bounds = trial.net.bounds(entry.form(trial.x), trial.region, method=method)
         findings.seconds[method] = time.perf_counter() - start
         findings.outside[method] = int((~bounds.contains(values, TOLERANCE * scale)).any(2).sum()) + trial.nodes_outside(method)
-        findings.endless[method] = int((~(bounds.lower.isfinite() & bounds.upper.isfinite())).sum())
+        endless = int((~(bounds.lower.isfinite() & bounds.upper.isfinite())).sum())
+        findings.endless[method] = 0 if method == "interval" and eps >= entry.endless else endless
         ratios = (bounds.width / reach)[: effort.boxes][reach[: effort.boxes] > TOLERANCE * scale]
         findings.widths[method] = statistics.median(ratios.tolist()) if len(ratios) else 1.0
     return findings

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import autodual
 from benchmarks.zoo import RADII, Effort, Findings, examine
+from examples import torchvision_style
 from tests.zoo.collection import FAMILIES, ZOO
 
-EFFORT = Effort(boxes=1, points=200, steps=5, restarts=1)
+EFFORT = Effort(boxes=1, points=200, steps=5, restarts=1, node_points=2)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -19,8 +22,8 @@ def test_no_point_leaves_its_bounds(name: str) -> None:
     entry = ZOO[name]
     net = autodual.certify(entry.model())
     for eps in RADII:
-        methods = ("interval", "dual") if eps == 0.05 else ("interval",)
-        findings = examine(entry, eps, EFFORT, methods, net)
+        effort, methods = (EFFORT, ("interval", "dual")) if eps == 0.05 else (replace(EFFORT, node_points=0), ("interval",))
+        findings = examine(entry, eps, effort, methods, net)
         assert findings.points >= 200
         assert findings.faults() == []
         assert all(width >= 1 - 1e-6 for width in findings.widths.values())
@@ -56,3 +59,10 @@ def test_a_wrong_bound_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_faults_are_named() -> None:
     findings = Findings(points=7, outside={"interval": 0, "dual": 2}, endless={"interval": 1, "dual": 0})
     assert findings.faults() == ["dual: 2 of 7 points outside their bounds", "interval: 1 bounds are not finite"]
+
+
+@pytest.mark.parametrize("name", torchvision_style.SMALL)
+def test_models_of_torchvision_style_compile(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A fraction as wide as in the example; a corner of the region outside the bounds would end it."""
+    torchvision_style.main({name: torchvision_style.SMALL[name]}, eps=1e-5)
+    assert "inf" not in capsys.readouterr().out

@@ -88,8 +88,10 @@ class NormalisedRadialBasis(RadialBasis):
         return self.head(bumps / bumps.sum(dim=1, keepdim=True))
 
 
-@zoo("rational quadratic kernel", (3,))
+@zoo("rational quadratic kernel", (3,), endless=0.5)
 class RationalKernel(nn.Module):
+    """Squared distances multiplied out: that none is negative is lost on interval arithmetic."""
+
     def __init__(self) -> None:
         super().__init__()
         self.points = nn.Parameter(torch.randn(8, 3))
