@@ -15,8 +15,9 @@ from autodual.expand import Expansion
 from autodual.graph import Graph, ModuleRef, Node, Ref, references, substitute
 from autodual.leaves import is_leaf
 from autodual.primal import is_attribute_access, operator_of
-from dual_layers import UNKNOWN, Call, Composite, DualLayer, Slot, cases, choose, is_held, is_shape_query, nearest, spelling
+from dual_layers import Call, Composite, DualLayer, Slot, cases, choose, is_held, is_shape_query, nearest, spelling
 from dual_layers.checks import RuleRefusal
+from dual_layers.contract import Unknown
 from dual_layers.shape import SHAPE_ATTRIBUTES
 
 ADVICE = "register a rule: docs/adding_an_operator.md"
@@ -125,9 +126,9 @@ def compile_graph(graph: Graph, model: nn.Module, sources: tuple[str, ...], valu
         if any(parent in data and parent not in perturbed for parent in node.parents):
             tied.add(node.name)
         operator = operator_of(node, model)
-        rule, reason = choose(_call(node, operator, own, lambda _: UNKNOWN, lambda name: _is_truth(values, name)))
-        if rule is not None and _is_truth(values, node.name) and not (issubclass(rule, Composite) or rule.facts.monotone):
-            rule, reason = None, _ARITHMETIC
+        rule, reason = choose(_judged(node, operator, own, values))
+        if _is_truth(values, node.name) and node.name not in enclosures and rule is not None:
+            rule, reason = (rule, "") if issubclass(rule, Composite) or rule.facts.monotone else (None, _ARITHMETIC)
         if rule is None:
             unsupported.append((spelling(operator), node.name, node.origin, reason or _advice(operator)))
         elif expansion is not None and issubclass(rule, Composite):
@@ -157,11 +158,17 @@ def _is_truth(values: Mapping[str, Any] | None, name: str) -> bool | None:
     return value.dtype == torch.bool if isinstance(value, Tensor) else None
 
 
-def _call(
-    node: Node, operator: Any, parents: tuple[str, ...], constant: Any, truth: Callable[[str], bool | None] = lambda _: None
-) -> Call:
+def _judged(node: Node, operator: Any, parents: tuple[str, ...], values: Mapping[str, Any] | None) -> Call:
     def place(ref: Ref) -> Any:
-        return Slot(parents.index(ref.name), truth(ref.name)) if ref.name in parents else constant(ref.name)
+        truth = _is_truth(values, ref.name)
+        return Slot(parents.index(ref.name), truth) if ref.name in parents else Unknown(truth)
+
+    return Call(operator, substitute(node.args, place), substitute(node.kwargs, place), node.item)
+
+
+def _call(node: Node, operator: Any, parents: tuple[str, ...], constant: Callable[[str], Any]) -> Call:
+    def place(ref: Ref) -> Any:
+        return Slot(parents.index(ref.name)) if ref.name in parents else constant(ref.name)
 
     return Call(operator, substitute(node.args, place), substitute(node.kwargs, place), node.item)
 

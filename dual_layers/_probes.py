@@ -176,7 +176,12 @@ class Case:
 
     def settled(self, values: Tensors) -> Tensors:
         """Make inputs that the operator takes as truth values 0 or 1."""
-        return tuple((z > 0.5).to(z.dtype) if index in self.call.truths else z for index, z in enumerate(values))
+        return tuple((z > 0.25).to(z.dtype) if index in self.call.truths else z for index, z in enumerate(values))
+
+    def admitted(self, boxes: Boxes) -> Boxes:
+        """Make the boxes of such inputs one of ``[0, 0]``, ``[0, 1]`` and ``[1, 1]``."""
+        lower, upper = self.settled(tuple(box.lower for box in boxes)), self.settled(tuple(box.upper for box in boxes))
+        return tuple(map(Interval, lower, upper))
 
     @property
     def tolerance(self) -> float:
@@ -229,8 +234,7 @@ class Case:
         made["mixed"] = tuple(self._mixed([made[name][i] for name in made]) for i in range(len(self.sample.shapes)))
         made["wide"] = tuple(self._box("wide", *self.far, shape) for shape in self.sample.shapes)
         for name, boxes in made.items():
-            lower, upper = self.settled(tuple(box.lower for box in boxes)), self.settled(tuple(box.upper for box in boxes))
-            yield name, tuple(map(Interval, lower, upper))
+            yield name, self.admitted(boxes)
 
     def _box(self, name: str, low: float, high: float, shape: tuple[int, ...]) -> Interval:
         first, second = low + (high - low) * self.rand(shape), low + (high - low) * self.rand(shape)
@@ -297,9 +301,11 @@ class Case:
 
     def outputs(self, layer: DualLayer, boxes: Boxes, nu: Tensor, tangents: Tensors) -> dict[str, Tensors]:
         """Ask a layer for everything it can say about one box, by name."""
+        boxes = self.admitted(boxes)
         if isinstance(layer, Composite):
             enclosure = layer.interval(*boxes)
-            composed: dict[str, Tensors] = {"composition": (layer.composed(*(box.center for box in boxes)),)}
+            centers = self.settled(tuple(box.center for box in boxes))
+            composed: dict[str, Tensors] = {"composition": (layer.composed(*centers),)}
             return composed if enclosure is None else {**composed, "interval": _ends(enclosure)}
         said: dict[str, Tensors] = {"interval": _ends(layer.interval(*boxes))}
         if isinstance(layer, Affine):

@@ -162,8 +162,15 @@ class Slot:
 INPUT = Slot(0)
 
 
+@dataclass(frozen=True, repr=False)
 class Unknown:
-    """Stands for a constant argument whose value is not known yet, when a call is judged before it is run."""
+    """Stands for a constant argument whose value is not known yet, when a call is judged before it is run.
+
+    Attributes:
+        truth: whether it holds truth values, or None while that is not known either.
+    """
+
+    truth: bool | None = None
 
     def __repr__(self) -> str:
         """Return a short mark."""
@@ -192,11 +199,6 @@ def fill(value: Any, inputs: tuple[Any, ...]) -> Any:
 def slots(value: Any) -> list[int]:
     """List the indices of the slots in an argument, in order of appearance."""
     return [slot.index for slot in _places(value)]
-
-
-def numbers(value: Any) -> list[int]:
-    """List the indices of those slots where the model is known to have numbers, not truth values."""
-    return [slot.index for slot in _places(value) if slot.truth is False]
 
 
 def _places(value: Any) -> list[Slot]:

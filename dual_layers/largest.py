@@ -99,7 +99,7 @@ class DualLargest(Relaxed):
             if choice == "parallel":
                 costs = [cost - self._below(z, d, plane) for cost, plane in zip(costs, planes, strict=True)]
             else:
-                costs = [cost + _times(plane, middle).sum(-1) for cost, plane in zip(costs, planes, strict=True)]
+                costs = [cost + times(plane, middle).sum(-1) for cost, plane in zip(costs, planes, strict=True)]
             better = (costs[1] < costs[0]).unsqueeze(-1)
         above = torch.where(better, planes[1], planes[0])
         if choice == "parallel":
@@ -118,7 +118,7 @@ class DualLargest(Relaxed):
 
     def push(self, slopes: tuple[Tensor, ...], points: tuple[Tensor, ...]) -> Tensor:
         """Add up the shares."""
-        return _times(slopes[0], points[0]).sum(-1)
+        return times(slopes[0], points[0]).sum(-1)
 
     def _at(self, like: Tensor) -> Tensor:
         """Mark the pivot."""
@@ -127,11 +127,11 @@ class DualLargest(Relaxed):
 
     def _boxes(self, bounds: tuple[Interval, ...]) -> tuple[Interval, Interval]:
         """Return the boxes of the elements and of their differences from the pivot; unknown ends are infinite."""
-        z, at = _known(bounds[0]), self._at(bounds[0].lower)
+        z, at = known(bounds[0]), self._at(bounds[0].lower)
         low, high = (torch.where(at, end, 0.0).sum(-1, keepdim=True) for end in (z.lower, z.upper))
-        d = _known(Interval(z.lower - high, z.upper - low))
+        d = known(Interval(z.lower - high, z.upper - low))
         if len(bounds) > 1:
-            own = _known(bounds[1])
+            own = known(bounds[1])
             lower, upper = torch.maximum(d.lower, own.lower), torch.minimum(d.upper, own.upper)
             d = Interval(torch.where(lower > upper, own.lower, lower), torch.where(lower > upper, own.upper, upper))
         return z, Interval(torch.where(at, 0.0, d.lower), torch.where(at, 0.0, d.upper))
@@ -149,13 +149,13 @@ class DualLargest(Relaxed):
         """Bound ``max_j z_j - slope . z`` from above: each ``j`` over both boxes, the larger of all ``j``."""
         left = 1 - slope.sum(-1, keepdim=True)
         over_z = _one_more(z, slope)
-        over_d = _one_more(d, slope) + _most(left, self._pivot_of(z))
+        over_d = _one_more(d, slope) + most(left, self._pivot_of(z))
         return torch.where(rivals, torch.minimum(over_z, over_d), -torch.inf).amax(-1)
 
     def _below(self, z: Interval, d: Interval, slope: Tensor) -> Tensor:
         """Bound ``max_j z_j - slope . z`` from below over both boxes, and keep the larger bound."""
         left = 1 - slope.sum(-1, keepdim=True)
-        return torch.maximum(_least(z, slope), _least(d, slope) - _most(-left, self._pivot_of(z))[..., 0])
+        return torch.maximum(_least(z, slope), _least(d, slope) - most(-left, self._pivot_of(z))[..., 0])
 
     def _pivot_of(self, z: Interval) -> Interval:
         at = self._at(z.lower)
@@ -175,7 +175,7 @@ class DualLargest(Relaxed):
         yield RuleSample("perturbed index", Call(largest, (INPUT, Slot(1))), ((2, 3), (2, 1)), error=ValueError, message=wrong)
 
 
-def _known(box: Interval) -> Interval:
+def known(box: Interval) -> Interval:
     """Read NaN as an end that is not known."""
     lower, upper = torch.where(box.lower.isnan(), -torch.inf, box.lower), torch.where(box.upper.isnan(), torch.inf, box.upper)
     return Interval(lower, upper)
@@ -221,19 +221,19 @@ def _plane(box: Interval, rivals: Tensor, choice: Choice) -> Tensor:
     return torch.where(box.lower.isfinite() & box.upper.isfinite(), slope, 0.0)
 
 
-def _times(slope: Tensor, z: Tensor) -> Tensor:
+def times(slope: Tensor, z: Tensor) -> Tensor:
     """Multiply, with ``0 * inf = 0``: a zero slope ignores an unbounded end."""
     return slope * torch.where((slope == 0) & z.isinf(), 0.0, z)
 
 
-def _most(slope: Tensor, box: Interval) -> Tensor:
+def most(slope: Tensor, box: Interval) -> Tensor:
     """Return the largest ``slope * z``, element by element."""
-    return torch.maximum(_times(slope, box.lower), _times(slope, box.upper))
+    return torch.maximum(times(slope, box.lower), times(slope, box.upper))
 
 
 def _one_more(box: Interval, slope: Tensor) -> Tensor:
     """Return the largest ``z_j - slope . z`` over a box for every ``j``."""
-    less, own = _most(-slope, box), _most(1 - slope, box)
+    less, own = most(-slope, box), most(1 - slope, box)
     endless = less.isinf()
     less = torch.where(endless, 0.0, less)
     elsewhere = endless.sum(-1, keepdim=True) - endless.int() > 0

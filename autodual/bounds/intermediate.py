@@ -108,7 +108,7 @@ def _from_rows(run: Run, name: str, method: Dual | Adaptive, everything: bool) -
 
     deviation = in_chunks(run, name, rows, seeds)
     reference = run.examples(name, value)[:, rows]
-    lower, upper = reference + deviation.lower.T, reference + deviation.upper.T
+    lower, upper = ((reference + end.T).to(value.dtype) for end in (deviation.lower, deviation.upper))
     how = f"{len(rows)} of {width} rows"
     if method.strict:
         return _interval(run, name, lower, upper), how
@@ -118,7 +118,7 @@ def _from_rows(run: Run, name: str, method: Dual | Adaptive, everything: bool) -
 def _from_symbols(
     run: Run, name: str, method: Dual | Adaptive, symbols: NoiseSymbols, everything: bool
 ) -> tuple[Interval, str]:
-    lower, upper = symbols.bounds(name)
+    lower, upper = (end.to(run.values[name].dtype) for end in symbols.bounds(name))
     how = f"{symbols.count} noise symbols"
     if method.strict:
         return _interval(run, name, lower, upper), how
