@@ -70,7 +70,7 @@ def both_ends(result) -> Tensor:
 
 NETWORKS = {
     "RNNCell": lambda: Loop(nn.RNNCell),
-    "RNNCell, relu": lambda: Loop(nn.RNNCell, nonlinearity="relu"),
+    "RNNCell, relu": lambda: Loop(nn.RNNCell, nonlinearity="relu", bias=False),
     "LSTMCell": lambda: Loop(nn.LSTMCell),
     "GRUCell, no bias": lambda: Loop(nn.GRUCell, bias=False),
     "LSTMCells on each other": Stacked,
@@ -90,7 +90,7 @@ NETWORKS = {
 
 def built(name: str) -> tuple[nn.Module, Tensor]:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(4)
+        torch.manual_seed(5)
         model = NETWORKS[name]().double().eval()
         for parameter in model.parameters():
             parameter.data *= 1.3
@@ -125,8 +125,8 @@ def test_no_point_leaves_its_bounds(name: str) -> None:
             assert bounds.upper.isfinite().all()
             assert (bounds.lower <= lowest + 1e-9).all(), (method, eps)
             assert (bounds.upper >= highest - 1e-9).all(), (method, eps)
-            width = (bounds.width / (highest - lowest)).median()
-            assert method == "interval" or eps != 0.05 or width < 1.5
+            if method != "interval" and eps == 0.05:
+                assert bounds.width.sum() < 1.5 * (highest - lowest).sum()
 
 
 @pytest.mark.parametrize("name", ["RNNCell", "GRU, all outputs, time first"])
