@@ -15,12 +15,13 @@ class Layout:
     Attributes:
         axis: index of the axis.
         factor: how many entries of the axis belong to one example (``view(B * T, C)`` has T).
-        outer: whether an example's entries are contiguous along the axis (``B * T``) or strided (``T * B``).
+        before: into how many groups the axis is split before the batch splits each of them, a divisor of ``factor``: 1 where an
+            example's entries are contiguous (``B * T``), ``factor`` where they are strided (``T * B``), T for ``T * B * S``.
     """
 
     axis: int = 0
     factor: int = 1
-    outer: bool = True
+    before: int = 1
 
     def examples(self, value: Tensor, batch: int, lead: int = 0) -> Tensor:
         """Bring ``[*lead, *node]`` to ``[*lead, batch, features]``; a view where strides allow."""
@@ -28,8 +29,8 @@ class Layout:
         if self.factor == 1:
             moved = value.movedim(axis, lead)
         else:
-            split = (batch, self.factor) if self.outer else (self.factor, batch)
-            moved = value.unflatten(axis, split).movedim(axis if self.outer else axis + 1, lead)
+            split = (self.before, batch, self.factor // self.before)
+            moved = value.unflatten(axis, split).movedim(axis + 1, lead)
         return moved.reshape(*moved.shape[: lead + 1], prod(moved.shape[lead + 1 :]))  # -1 is ambiguous without rows
 
     def node(self, value: Tensor, shape: tuple[int, ...], lead: int = 0) -> Tensor:
@@ -38,7 +39,6 @@ class Layout:
         rest = [size for i, size in enumerate(shape) if i != self.axis]
         if self.factor == 1:
             return value.reshape(*value.shape[: lead + 1], *rest).movedim(lead, lead + self.axis)
-        inner = [*shape[: self.axis], self.factor, *shape[self.axis + 1 :]]
+        inner = [*shape[: self.axis], self.before, self.factor // self.before, *shape[self.axis + 1 :]]
         opened = value.reshape(*value.shape[:lead], batch, *inner)
-        moved = opened.movedim(lead, lead + self.axis if self.outer else lead + self.axis + 1)
-        return moved.flatten(lead + self.axis, lead + self.axis + 1)
+        return opened.movedim(lead, lead + self.axis + 1).flatten(lead + self.axis, lead + self.axis + 2)

@@ -257,10 +257,9 @@ def _separate(
 
 
 def _orders(layout: Layout) -> list[Layout]:
-    """List the two ways to merge a batch with another axis, or the only one where it is not merged."""
-    if layout.factor == 1:
-        return [layout]
-    return [Layout(layout.axis, layout.factor, outer) for outer in (True, False)]
+    """List the ways to merge a batch with other axes, before and behind it; only one where it is not merged."""
+    divisors = [before for before in range(1, layout.factor + 1) if layout.factor % before == 0]
+    return [Layout(layout.axis, layout.factor, before) for before in divisors]
 
 
 def _is_still(layout: Layout, before: Tensor, after: Tensor, chosen: Tensor) -> bool:

@@ -139,7 +139,7 @@ def test_looking_at_a_model_leaves_no_trace(value):
         assert torch.equal(tensor, before[name])
 
 
-@pytest.mark.parametrize("layout", [Layout(), Layout(2), Layout(0, 5), Layout(1, 5), Layout(1, 5, outer=False)], ids=str)
+@pytest.mark.parametrize("layout", [Layout(), Layout(2), Layout(0, 5), Layout(1, 5), Layout(1, 5, 5), Layout(2, 4, 2)], ids=str)
 @pytest.mark.parametrize("lead", [0, 1])
 def test_layouts_go_back_and_forth(layout, lead):
     batch, shape = 3, [2, 4, 6]
@@ -174,6 +174,35 @@ def test_a_merged_axis_knows_whose_entries_are_whose():
             torch.testing.assert_close(net.bounds(x[i : i + 1], LInf(0.1)).lower[0], found.lower[i])
         for _ in range(100):
             assert found.contains(model(x + 0.1 * (2 * torch.rand_like(x) - 1)), 1e-5).all()
+
+
+def test_a_batch_between_two_merged_axes_is_found():
+    """Frames as further examples, given to attention that wants time first: T * (B * F) rows."""
+
+    class Video(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.head = nn.MultiheadAttention(4, 2), nn.Linear(4, 2)
+
+        def forward(self, x):
+            z = x.flatten(0, 1).transpose(0, 1)
+            z, _ = self.attention(z, z, z)
+            return self.head(z.mean(0).view(x.size(0), -1, 4).mean(1))
+
+    class Rows(nn.Module):
+        def forward(self, x):
+            z = torch.relu(x.transpose(0, 1).reshape(3 * x.size(0) * 2, 1))
+            return z.view(3, x.size(0), 2).transpose(0, 1).flatten(1)
+
+    torch.manual_seed(0)
+    for model, x in ((Video(), torch.randn(3, 2, 5, 4)), (Rows(), torch.randn(4, 3, 2))):
+        model = model.double().eval()
+        net, x = autodual.certify(model), x.double()
+        found = net.bounds(x, LInf(0.05))
+        for i in range(len(x)):
+            torch.testing.assert_close(net.bounds(x[i : i + 1], LInf(0.05)).lower[0], found.lower[i])
+        for _ in range(50):
+            assert found.contains(model(x + 0.05 * (2 * torch.rand_like(x) - 1)), 1e-9).all()
 
 
 def test_a_fill_value_is_not_a_shape():
