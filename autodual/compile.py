@@ -20,6 +20,11 @@ from dual_layers.checks import RuleRefusal
 from dual_layers.contract import Unknown
 from dual_layers.shape import SHAPE_ATTRIBUTES
 
+# These fit their first argument to another tensor, of which shape, dtype or device matter: ``mask.to(x)`` is a constant.
+_FITTED = frozenset({"to", "type_as", "view_as", "reshape_as", "expand_as"}) | {
+    torch.ops.aten.to.other, torch.ops.aten.type_as.default, torch.ops.aten.view_as.default,
+    torch.ops.aten.reshape_as.default, torch.ops.aten.expand_as.default,
+}  # fmt: skip
 ADVICE = "register a rule: docs/adding_an_operator.md"
 _ARITHMETIC = "it computes with truth values as with numbers: write &, | and ~"
 
@@ -177,6 +182,8 @@ def _is_shape_query(node: Node, perturbed: set[str]) -> bool:
     """Whether only the shape of perturbed values matters; ``full_like(x, y)`` copies the values of its second argument."""
     if is_attribute_access(node):
         return node.args[1] in SHAPE_ATTRIBUTES
+    if node.operator in _FITTED:
+        return perturbed.isdisjoint(references(node.args[:1]))
     if isinstance(node.operator, ModuleRef) or not is_shape_query(node.operator):
         return False
     return perturbed.isdisjoint(references((node.args[1:], node.kwargs)))

@@ -610,3 +610,24 @@ def test_some_inputs_of_an_example_may_turn_out_to_be_fixed(model, shape):
     assert found.contains(model(x, other), 1e-5).all()
     with pytest.raises(autodual.errors.AutoDualError):
         autodual.certify(model, (x, other)).bounds((x, other), autodual.LInf(0.1))
+
+
+class Fitted(nn.Module):
+    """Constants made to fit the input's dtype and shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("labels", torch.tensor([0, 2, 1]))
+        self.register_buffer("mask", torch.tensor([[True], [False], [True]]))
+
+    def forward(self, x):
+        one_hot = torch.nn.functional.one_hot(self.labels, 3).to(x)
+        return x @ one_hot * self.mask.T.type_as(x) + self.mask[:1].float().expand_as(x)
+
+
+@pytest.mark.parametrize("example", [None, torch.randn(2, 3)])
+def test_constants_that_are_fitted_to_the_input_stay_constants(example):
+    model, x = Fitted(), torch.randn(4, 3)
+    found = autodual.certify(model, example).bounds(x, autodual.LInf(0.1))
+    torch.testing.assert_close(found.width, 0.2 * torch.tensor([1.0, 0.0, 1.0]).expand(4, 3))
+    assert found.contains(model(x), 1e-6).all()
