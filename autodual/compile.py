@@ -117,7 +117,7 @@ def compile_graph(graph: Graph, model: nn.Module, sources: tuple[str, ...], valu
     expansion = None if values is None else Expansion(model, values)
     unsupported, nodes, waiting = [], [], list(reversed(graph.nodes))
     while waiting:
-        node = waiting.pop()
+        node = waiting.pop() if expansion is None else _copying(waiting.pop())
         nodes.append(node)
         if node.kind != "call" or _is_shape_query(node, perturbed):
             continue
@@ -161,6 +161,12 @@ def _is_truth(values: Mapping[str, Any] | None, name: str) -> bool | None:
     """Whether a node of the model gives truth values, where that is known."""
     value = None if values is None else values.get(name)
     return value.dtype == torch.bool if isinstance(value, Tensor) else None
+
+
+def _copying(node: Node) -> Node:
+    """Write ``view`` as ``reshape``: a composition's parts may lie in memory in another order than the operator's result."""
+    is_view = node.operator == "view" and not node.kwargs and not isinstance(node.args[1], torch.dtype)
+    return replace(node, operator="reshape") if is_view else node
 
 
 def _judged(node: Node, operator: Any, parents: tuple[str, ...], values: Mapping[str, Any] | None) -> Call:

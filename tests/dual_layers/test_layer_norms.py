@@ -140,7 +140,7 @@ class Transposed(nn.Module):
         self.norm, self.head = nn.LayerNorm(3), nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(x.unflatten(1, (3, 2)).transpose(1, 2)).reshape(-1, 6))
+        return self.head(self.norm(x.unflatten(1, (3, 2)).transpose(1, 2)).view(-1, 6))
 
 
 NETWORKS = {
