@@ -230,13 +230,21 @@ class _Original:
         self.boxes = [probe.boxes for probe in self.case.probes]
         self.said = [self.ask(self.case.layer, boxes) for boxes in self.boxes]
 
-    def ask(self, layer: DualLayer, boxes: Boxes) -> list[Tensor]:
-        grow = lambda tensor: tensor.detach().clone().requires_grad_(True)  # noqa: E731
+    def ask(self, layer: DualLayer, boxes: Boxes) -> list[tuple[Tensor, bool]]:
+        """List everything a layer says, each answer with whether it moves with what was handed in, away from kinks."""
+        leaves: list[Tensor] = []
+        ordinary = boxes is self.boxes[0]
+
+        def grow(tensor: Tensor) -> Tensor:
+            leaves.append(tensor.detach().clone().requires_grad_(True))
+            return leaves[-1]
+
         boxes = tuple(Interval(grow(box.lower), grow(box.upper)) for box in boxes)
         said = self.case.outputs(layer, boxes, grow(self.nu), tuple(map(grow, self.tangents)))
         values = [value for outputs in said.values() for value in outputs]
         values.append(layer.forward(*(box.center for box in boxes)))
-        return values + ([layer.undecided(boxes)] if isinstance(layer, Relaxed) else [])
+        values += [layer.undecided(boxes)] if isinstance(layer, Relaxed) else []
+        return [(value, ordinary and _moves(value, leaves)) for value in values]
 
     def differs(self, mutant: Mutant) -> bool:
         layer = mutant.rule(prepare(self.sample.call, self.case.dtype, self.case.device))
@@ -250,10 +258,18 @@ class _Original:
         return False
 
 
-def _alike(left: Tensor, right: Tensor) -> bool:
-    return (
-        left.requires_grad == right.requires_grad and left.shape == right.shape and bool(((left == right) | left.isnan()).all())
-    )
+def _moves(value: Tensor, leaves: list[Tensor]) -> bool:
+    """Whether some derivative of a tensor is not zero, beyond rounding."""
+    if not value.requires_grad:
+        return False
+    weights = torch.linspace(1.0, 2.0, value.numel(), dtype=value.dtype, device=value.device).reshape(value.shape)
+    grads = torch.autograd.grad((weights * value).sum(), leaves, allow_unused=True, retain_graph=True)
+    return any(grad is not None and bool((grad.abs() > 1e-9).any()) for grad in grads)
+
+
+def _alike(left: tuple[Tensor, bool], right: tuple[Tensor, bool]) -> bool:
+    (one, moves), (other, other_moves) = left, right
+    return moves == other_moves and one.shape == other.shape and bool(((one == other) | one.isnan()).all())
 
 
 def _after(rule: type[DualLayer], kind: str, method: str, change: Change) -> Mutant:
