@@ -91,16 +91,17 @@ class Trial:
     Args:
         entry: the model.
         net: its dual network.
-        eps: largest radius of a box.
+        eps: largest radius of a box; of all boxes, or of each.
         effort: how much to spend.
     """
 
-    def __init__(self, entry: Entry, net: BoundModule, eps: float, effort: Effort) -> None:
-        self.entry, self.net, self.eps, self.effort = entry, net, eps, effort
+    def __init__(self, entry: Entry, net: BoundModule, eps: float | Sequence[float], effort: Effort) -> None:
+        self.entry, self.net, self.effort = entry, net, effort
         self.generator = torch.Generator().manual_seed(entry.seed)
         self.batch = 2 * effort.boxes
         self.x = entry.example(self.batch)
-        self.radii = {name: eps * self._shares(self.x[name]) for name in entry.inputs}
+        radii = torch.as_tensor(eps, dtype=torch.float64).expand(effort.boxes).repeat(2)
+        self.radii = {name: _each(radii, self.x[name]) * self._shares(self.x[name]) for name in entry.inputs}
         self.region = entry.form({name: autodual.LInf(radius) for name, radius in self.radii.items()})
 
     def _shares(self, value: Tensor) -> Tensor:
@@ -126,7 +127,7 @@ class Trial:
         extremes = torch.rand(times, generator=self.generator).sqrt().repeat_interleave(self.batch).double()
         for name, radius in self.radii.items():
             at = self._uniform(moved[name])
-            extreme = self._uniform(at) < extremes.view(-1, *[1] * (at.ndim - 1))
+            extreme = self._uniform(at) < _each(extremes, at)
             at = torch.where(extreme, at.round(), at)
             moved[name] = moved[name] + radius.repeat(times, *[1] * (radius.ndim - 1)) * (2 * at - 1)
         return moved
@@ -180,31 +181,38 @@ class Trial:
         return replace(graph, nodes=tuple(nodes), constants={**graph.constants, **held})
 
 
+def _each(values: Tensor, like: Tensor) -> Tensor:
+    """Give one value per example the axes of a tensor with the examples first."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
 @torch.no_grad()
 def examine(
-    entry: Entry, eps: float, effort: Effort, methods: Sequence[str] = METHODS, net: BoundModule | None = None
+    entry: Entry, eps: float | Sequence[float], effort: Effort, methods: Sequence[str] = METHODS, net: BoundModule | None = None
 ) -> Findings:
     """Bound one model over boxes of one size and try to leave the bounds.
 
     Args:
         entry: the model.
-        eps: largest radius of a box.
+        eps: largest radius of a box; of all boxes, or of each.
         effort: how much to spend.
         methods: how to bound.
         net: the model's dual network, if there is one already.
     """
     trial, findings = Trial(entry, net or autodual.certify(entry.model()), eps, effort), Findings()
     values = torch.cat([trial.sampled(), trial.attacked()])
-    reach, scale = values.amax(0) - values.amin(0), max(1.0, values.abs().max().item())
+    reach, scale = values.amax(0) - values.amin(0), values.abs().amax((0, 2)).clamp(min=1.0)[:, None]
     findings.points = values.shape[0] * values.shape[1]
+    excused = torch.as_tensor(eps).expand(effort.boxes).repeat(2)[:, None] >= entry.endless
     for method in methods:
         start = time.perf_counter()
         bounds = trial.net.bounds(entry.form(trial.x), trial.region, method=method)
         findings.seconds[method] = time.perf_counter() - start
         findings.outside[method] = int((~bounds.contains(values, TOLERANCE * scale)).any(2).sum()) + trial.nodes_outside(method)
-        endless = int((~(bounds.lower.isfinite() & bounds.upper.isfinite())).sum())
-        findings.endless[method] = 0 if method == "interval" and eps >= entry.endless else endless
-        ratios = (bounds.width / reach)[: effort.boxes][reach[: effort.boxes] > TOLERANCE * scale]
+        endless = ~(bounds.lower.isfinite() & bounds.upper.isfinite())
+        findings.endless[method] = int((endless & ~excused if method == "interval" else endless).sum())
+        moving = (reach > TOLERANCE * scale)[: effort.boxes]
+        ratios = (bounds.width / reach)[: effort.boxes][moving]
         findings.widths[method] = statistics.median(ratios.tolist()) if len(ratios) else 1.0
     return findings
 
