@@ -5,6 +5,7 @@ Only axis 0 of the inputs stays symbolic; every other size is fixed to the examp
 
 from __future__ import annotations
 
+import importlib
 import operator
 import re
 import traceback
@@ -59,12 +60,7 @@ def export(model: nn.Module, example: Mapping[str, Tensor], positional: tuple[st
     batched = {name: value.dim() > 0 and len(value) == batch for name, value in example.items()}
     sizes = {name: {0: axis} if batched[name] else {} for name in names}
     try:
-        with (
-            restored_model(model),
-            same_random_state(type(model).__name__),
-            _without_fused_attention(),
-            warnings.catch_warnings(),
-        ):
+        with restored_model(model), same_random_state(type(model).__name__), _attention_in_parts(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = _run(model, example, positional, keywords, sizes)
     except TraceError:
@@ -76,14 +72,21 @@ def export(model: nn.Module, example: Mapping[str, Tensor], positional: tuple[st
 
 
 @contextmanager
-def _without_fused_attention() -> Iterator[None]:
-    """Let PyTorch's transformer layers run operator by operator; in evaluation mode they are one operator without a rule."""
-    fused = torch.backends.mha.get_fastpath_enabled()
+def _attention_in_parts() -> Iterator[None]:
+    """Let PyTorch's transformer layers run operator by operator, with the mask they are given.
+
+    In evaluation mode they are one operator without a rule, and a mask's values would be asked whether it is causal, so
+    that a faster operator may take its place.
+    """
+    layers, fused = importlib.import_module("torch.nn.modules.transformer"), torch.backends.mha.get_fastpath_enabled()
+    original = layers._detect_is_causal_mask
     torch.backends.mha.set_fastpath_enabled(False)
+    layers._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+        layers._detect_is_causal_mask = original
 
 
 def _at_least_two(example: Mapping[str, Tensor]) -> tuple[int, dict[str, Tensor]]:

@@ -121,6 +121,19 @@ def encoder(layers: int = 1, **options) -> nn.Module:
     return nn.Sequential(body, nn.Flatten(), nn.Linear(TOKENS * WIDTH, 2))
 
 
+class Decoder(nn.Module):
+    """A decoder that attends to its own past and to an encoder's output, under masks that PyTorch makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerDecoder(nn.TransformerDecoderLayer(WIDTH, 2, 8, batch_first=True), 1)
+        self.head = nn.Linear(WIDTH, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        past = nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=x.dtype)
+        return self.head(self.layer(x, 0.5 * x, tgt_mask=past)).flatten(1)
+
+
 LOWER = torch.ones(TOKENS, TOKENS).tril()
 NETWORKS = {
     "fused": Fused,
@@ -137,8 +150,15 @@ NETWORKS = {
     "encoder layer": encoder,
     "encoder layer, norm first, gelu": lambda: encoder(norm_first=True, activation="gelu"),
     "encoder": lambda: encoder(2),
+    "decoder": Decoder,
 }
-WIDTHS = {"vision transformer": 3.0, "encoder layer": 2.0, "encoder layer, norm first, gelu": 2.0, "encoder": 7.0}
+WIDTHS = {
+    "vision transformer": 3.0,
+    "encoder layer": 2.0,
+    "encoder layer, norm first, gelu": 2.0,
+    "encoder": 7.0,
+    "decoder": 3.0,
+}
 """Largest median width over the range that was reached, at eps 0.05, by the dual method; 1.6 for all others."""
 
 
