@@ -170,7 +170,7 @@ class DualPermute(Rearrangement):
 class DualRepeat(Rearrangement):
     """Every element several times. Source: thesis, Corollary 3."""
 
-    facts: ClassVar[Facts] = Facts(affine=True, monotone=True, aliases=True)
+    facts: ClassVar[Facts] = Facts(affine=True, monotone=True, selection=True, aliases=True)
 
     @classmethod
     def samples(cls) -> Iterator[RuleSample]:
@@ -215,7 +215,7 @@ class DualShapeAs(Affine):
 class DualBroadcastTensors(Affine):
     """One of several tensors, expanded to the shape they share. Source: thesis, Corollary 3."""
 
-    facts: ClassVar[Facts] = Facts(affine=True, monotone=True, aliases=True, outputs_tuple=True)
+    facts: ClassVar[Facts] = Facts(affine=True, monotone=True, selection=True, aliases=True, outputs_tuple=True)
     source: ClassVar[str] = Rearrangement.source
 
     @classmethod

@@ -56,48 +56,79 @@ def _relax_constant(run: Run, name: str) -> None:
     run.lines[name] = Lines(None, (box.lower - value).clamp(max=0), (box.upper - value).clamp(min=0))
 
 
-def _bound_input(
-    run: Run, name: str, method: Dual | Adaptive, symbols: NoiseSymbols | None, *, everything: bool = False
-) -> Interval:
-    """Bound a nonlinear node's input, element by element; all of them, or those that its consumers have use for."""
+def _bound_input(run: Run, name: str, method: Dual | Adaptive, symbols: NoiseSymbols | None) -> Interval:
+    """Bound a nonlinear node's input, element by element, as far as its consumers have use for."""
     if name not in run.boxes:
-        separable = all(run.regions[source].separable for source in run.program.sources if source in needed(run, name))
-        if name in run.program.sources or (separable and name in run.exact_intervals):
+        if _is_exact(run, name):
             run.boxes[name], run.how[name] = run.hull(name), "interval, exact"
         elif _repeats(run, name):
             parent = run.program.parents[name][0]
-            box = _bound_input(run, parent, method, symbols, everything=True)
+            box = _bound_input(run, parent, method, symbols)
             run.boxes[name], run.how[name] = run.rounded(name, run.layers[name].interval(box)), f"as {parent}"
         elif symbols is not None:
-            run.boxes[name], run.how[name] = _from_symbols(run, name, method, symbols, everything)
+            run.boxes[name], run.how[name] = _from_symbols(run, name, method, symbols)
         else:
-            run.boxes[name], run.how[name] = _from_rows(run, name, method, everything)
+            run.boxes[name], run.how[name] = _from_rows(run, name, method)
     return run.boxes[name]
 
 
+def _is_exact(run: Run, name: str) -> bool:
+    """Whether interval arithmetic bounds a node exactly."""
+    separable = all(run.regions[source].separable for source in run.program.sources if source in needed(run, name))
+    return name in run.program.sources or (separable and name in run.exact_intervals)
+
+
 def _repeats(run: Run, name: str) -> bool:
-    """Whether every element of a node is an element of its parent, and some are so more than once: windows, broadcasting."""
+    """Whether every element of a node is an element of its parent, and some may be so more than once: windows, broadcasting."""
     facts, parents = run.layers[name].facts, run.program.parents[name]
-    single = facts.selection or (facts.elementwise and len(parents) == 1)
-    return single and run.features(name) > run.features(parents[0])
+    grows = len(parents) == 1 and run.features(name) > run.features(parents[0])
+    return (facts.selection and len(parents) == 1) or (facts.elementwise and grows)
 
 
-def _wanted(run: Run, name: str, method: Dual | Adaptive, everything: bool) -> Tensor:
+def _wanted(run: Run, name: str, method: Dual | Adaptive) -> Tensor:
     """Tell which elements need more than their interval bounds: ``[batch, features]``."""
-    if method.strict or everything:
+    if method.strict:
         return torch.ones(run.batch, run.features(name), dtype=torch.bool, device=run.values[name].device)
     wanted = torch.zeros_like(run.values[name], dtype=torch.bool)
-    for consumer in run.program.relaxed:
+    for consumer, rule in run.program.rules.items():
         parents = run.program.parents[consumer]
-        if name in parents:
-            layer = run.layers[consumer]
-            undecided = layer.undecided(tuple(run.hull(parent) for parent in parents))
+        if name in parents and not rule.facts.affine:
+            undecided = run.layers[consumer].undecided(tuple(run.hull(parent) for parent in parents))
             wanted = wanted | (undecided if undecided.shape == wanted.shape else True)
-    return run.examples(name, wanted)
+        elif name in parents and _repeats(run, consumer):
+            wanted = wanted | _origins(run, consumer, run.node(consumer, _wanted(run, consumer, method)))
+    return run.examples(name, wanted & _improvable(run, name))
 
 
-def _from_rows(run: Run, name: str, method: Dual | Adaptive, everything: bool) -> tuple[Interval, str]:
-    wanted = _wanted(run, name, method, everything)
+def _origins(run: Run, name: str, chosen: Tensor) -> Tensor:
+    """Tell which elements of its parent the chosen elements of a node repeat."""
+    value = run.values[name].detach()
+    weights = torch.linspace(1, 2, value.numel(), dtype=value.dtype, device=value.device)  # so that no two cancel
+    with torch.no_grad():
+        rows = run.layers[name].transpose((weights.reshape(value.shape) * chosen)[None], run.parents(name))
+    return rows[0][0] != 0
+
+
+def _improvable(run: Run, name: str) -> Tensor:
+    """Tell which elements a row may bound more tightly than intervals do.
+
+    Not where they have no width; nor behind a function of one element whose own input is known by a row, for such a row
+    goes through that function's lines, which lie outside its range.
+    """
+    hull = run.hull(name)
+    result = ~(hull.lower >= hull.upper)
+    layer = run.layers.get(name)
+    if layer is not None and layer.facts.positionwise and not layer.facts.affine:
+        (parent,) = run.program.parents[name]
+        if _is_exact(run, parent):
+            return torch.zeros_like(result)
+        if parent in run.boxes:
+            return result & ~layer.undecided((run.boxes[parent],))
+    return result
+
+
+def _from_rows(run: Run, name: str, method: Dual | Adaptive) -> tuple[Interval, str]:
+    wanted = _wanted(run, name, method)
     rows = wanted.any(0).nonzero()[:, 0]
     width, value = run.features(name), run.values[name]
     if not len(rows):
@@ -115,14 +146,12 @@ def _from_rows(run: Run, name: str, method: Dual | Adaptive, everything: bool) -
     return _merge(run, name, wanted, rows, lower, upper), how
 
 
-def _from_symbols(
-    run: Run, name: str, method: Dual | Adaptive, symbols: NoiseSymbols, everything: bool
-) -> tuple[Interval, str]:
+def _from_symbols(run: Run, name: str, method: Dual | Adaptive, symbols: NoiseSymbols) -> tuple[Interval, str]:
     lower, upper = (end.to(run.values[name].dtype) for end in symbols.bounds(name))
     how = f"{symbols.count} noise symbols"
     if method.strict:
         return _interval(run, name, lower, upper), how
-    wanted = _wanted(run, name, method, everything)
+    wanted = _wanted(run, name, method)
     every = torch.arange(run.features(name), device=wanted.device)
     return _merge(run, name, wanted, every, lower, upper), how
 
