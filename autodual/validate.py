@@ -197,6 +197,8 @@ def _compare(program: Program, model: nn.Module, call: Callable[[Arguments], Ten
     actual = evaluate(program.graph, model, arguments)[program.graph.output]
     if agree(expected, actual):
         return
+    if not expected.is_floating_point():
+        raise TraceError(f"the model returns {expected.dtype}: only floating-point numbers can be bounded; convert them")
     found = f"{(actual - expected).abs().max():.3g}" if actual.shape == expected.shape else f"shape {tuple(actual.shape)}"
     raise TraceError(
         f"the traced graph does not compute the model's function (difference {found}, output {tuple(expected.shape)}). "

@@ -106,7 +106,10 @@ class Comparison(Truth, ABC):
 
 
 def _difference(input: Any, other: Any) -> Any:
-    return input if isinstance(other, (int, float)) and other == 0 else input - other
+    if isinstance(other, (int, float)):  # a truth value too is a number here
+        return input if other == 0 else input - float(other)
+    dtype = torch.result_type(input, other)
+    return input.to(dtype) - other.to(dtype)
 
 
 @register(operator.gt, "__gt__", *spellings("gt", "greater"))

@@ -206,7 +206,7 @@ def _pairs(function: Any, reduction: Any, method: str, clamp: str, name: str) ->
     yield RuleSample("the same input twice", Call(reduction, (INPUT, INPUT)), ((2, 3),))
     constant, axis = Call(function, (INPUT, wave(3))), Call(reduction, (INPUT, 1))
     yield RuleSample("a constant", constant, ((2, 3),), error=ValueError, message="one of both is constant")
-    yield RuleSample("an axis", axis, ((2, 3),), error=ValueError, message="over an axis is another operator")
+    yield RuleSample("an axis", axis, ((2, 3),), error=ValueError, message="no comparison of two values")
 
 
 @register(*spellings("clamp", "clip"), case=True)

@@ -27,7 +27,7 @@ def unless_two(call: Call) -> str | None:
     """Refuse what is not a comparison of two values, for operators that also reduce over an axis."""
     values = [*call.args, *call.kwargs.values()]
     if len(values) != 2 or "dim" in call.kwargs or (isinstance(call.args[-1], int) and call.operator in _REDUCTIONS):
-        return "an extreme over an axis is another operator; here two values are compared"
+        return "it is no comparison of two values"
     return None
 
 
@@ -104,7 +104,7 @@ class DualMinimum(PiecewiseLinear):
 
 
 def _bad_pairs(function: Any, method: str) -> Iterator[RuleSample]:
-    axis, two = "over an axis is another operator", "both arguments depend on the input"
+    axis, two = "no comparison of two values", "both arguments depend on the input"
     yield RuleSample("over everything", Call(method), ((2, 3),), error=ValueError, message=axis)
     yield RuleSample("over an axis", Call(function, (INPUT, 1)), ((2, 3),), error=ValueError, message=axis)
     yield RuleSample("over a named axis", Call(method, (INPUT,), {"dim": 1}), ((2, 3),), error=ValueError, message=axis)
