@@ -38,10 +38,12 @@ class Single(nn.Module):
     def run(self, *inputs: Tensor) -> Tensor:
         inputs = tuple(z.movedim(0, self.cell.axis) if self.cell.axis else z for z in inputs)
         if self.inplace:
-            inputs = (inputs[0].clone(), *inputs[1:])
-            self.cell.call(*inputs)
-            return inputs[0].movedim(self.cell.output, 0) if self.cell.output else inputs[0]
+            written = inputs[0] != 0 if self.cell.mask else inputs[0].clone()
+            self.cell.call(written, *inputs[1:])
+            written = written.double() if self.cell.mask else written
+            return written.movedim(self.cell.output, 0) if self.cell.output else written
         result = self.cell.call(*inputs)
+        result = result.double() if self.cell.truth else result
         return result.movedim(self.cell.output, 0) if self.cell.output else result
 
 
@@ -148,14 +150,17 @@ def test_a_wrong_rule_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 # Rows without a cell on any axis: PyTorch itself has none in which the examples stay apart.
 ABSENT = {
     "one number, or one matrix, comes out for all examples together": (
-        "dot vdot mm mv addmv inner outer kron tensordot diag masked_select sum mean var std var_mean std_mean prod"
+        "dot vdot mm mv addmv inner outer kron tensordot diag masked_select sum mean var std var_mean std_mean prod any all"
     ),
     "the value is a single number, and no example's": "fill fill.Tensor",
     "the number of examples is an argument": "native_group_norm",
-    "it takes no values, only positions or a condition": "repeat_interleave.Tensor where.Scalar where",
+    "it takes no values, only positions, a condition or lists": (
+        "repeat_interleave.Tensor where.Scalar where eq.Tensor_list ne.Tensor_list"
+    ),
     "it reads the bits as another type": "view.dtype",
     "refused by the rule, whatever the values": (
-        "scatter.reduce scatter.value_reduce linalg_matrix_norm remainder.Scalar_Tensor"
+        "scatter.reduce scatter.value_reduce linalg_matrix_norm remainder.Scalar_Tensor "
+        "bitwise_and.Scalar_Tensor bitwise_or.Scalar_Tensor bitwise_xor.Scalar_Tensor"
     ),
     "a device of its own": "cuda",
 }
@@ -203,7 +208,8 @@ def test_what_pytorch_has_in_place_is_covered() -> None:
 
 def fingerprint(cell: Cell) -> Any:
     """Tell calls apart by what they take and give."""
-    values = run(cell.call, [z.movedim(0, cell.axis) for z in cell.boxes()[0]])
+    inputs = [z.movedim(0, cell.axis) for z in cell.boxes()[0]]
+    values = run(cell.call, [inputs[0] != 0, *inputs[1:]] if cell.mask else inputs)
     overload = isinstance(cell.call.operator, torch._ops.OpOverload)  # bounded by fewer methods
     return overload, cell.shapes, cell.axis, cell.output, cell.fixed, tuple(values.flatten().tolist())
 

@@ -45,6 +45,8 @@ class Cell:
         output: of the examples in the output.
         low: smallest value of an input.
         high: largest value of an input.
+        truth: whether truth values come out.
+        mask: whether a truth value is written into, made of the first input.
     """
 
     call: Call
@@ -54,6 +56,8 @@ class Cell:
     output: int
     low: float
     high: float
+    truth: bool = False
+    mask: bool = False
 
     def boxes(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Return boxes around random points, examples first: lower and upper ends."""
@@ -82,7 +86,7 @@ def allowed(call: Call, sample: RuleSample, fixed: int, column: str) -> Cell | s
     for shapes, axis in placements(sample.shapes, column):
         cell = Cell(call, shapes, fixed, axis, 0, max(sample.low, -2.0), min(sample.high, 2.0))
         try:
-            return replace(cell, output=separate(cell))
+            return replace(cell, output=separate(cell), truth=call(*cell.draw(2, torch.Generator())).dtype == torch.bool)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".split("\n")[0]
     return reason
@@ -121,6 +125,7 @@ def separate(cell: Cell) -> int:
 
 def run(call: Call, inputs: list[Tensor]) -> Tensor:
     result = call(*(z.clone() for z in inputs))
+    result = result.double() if isinstance(result, Tensor) and result.dtype == torch.bool else result
     if not isinstance(result, Tensor) or not result.is_floating_point():
         raise TypeError("no floating tensor comes out")
     return result
@@ -167,6 +172,8 @@ def calls(rule: type[DualLayer], key: Key) -> Iterator[tuple[Call, RuleSample, i
 
 
 def takes(rule: type[DualLayer], call: Call, fixed: int = 0) -> bool:
+    if not fixed:
+        return choose(call)[0] is rule
     moving = call.arity - fixed
     inputs = tuple(Slot(index) if index < moving else UNKNOWN for index in range(call.arity))
     return choose(replace(call, args=fill(call.args, inputs), kwargs=fill(dict(call.kwargs), inputs)))[0] is rule
@@ -321,22 +328,25 @@ NO_TWIN = "PyTorch has no such spelling"
 def in_place(call: Call, sample: RuleSample, fixed: int, key: Key) -> Cell | str:
     """Find the call that writes its result into its first input, if PyTorch has one."""
     twin, reason = twin_of(call, key), NO_TWIN
-    if twin is not None and call.args[:1] != (Slot(0),):
+    if twin is not None and slots(call.args[:1]) != [0]:
         return "its first argument is a constant"
     for column in AXES if twin is not None else ():
         cell = allowed(call, sample, fixed, column)
         if isinstance(cell, str):
             reason = cell
             continue
+        mask = 0 in call.truths
+        cell = replace(cell, call=replace(twin, args=(Slot(0), *twin.args[1:])) if mask else twin, mask=mask)
         inputs = cell.draw(2, torch.Generator().manual_seed(3))
         try:
             expected, written = run(call, inputs), [z.clone() for z in inputs]
-            twin(*written)
+            written[0] = written[0] != 0 if mask else written[0]
+            cell.call(*written)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             continue
-        if written[0].shape == expected.shape and torch.allclose(written[0], expected, 0, 0, equal_nan=True):
-            return replace(cell, call=twin)
+        if written[0].shape == expected.shape and torch.allclose(written[0].double(), expected, 0, 0, equal_nan=True):
+            return cell
         reason = "it does not write its result"
     return reason
 
