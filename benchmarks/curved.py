@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common import machine, table
@@ -26,6 +27,19 @@ from dual_layers._probes import prepare
 from dual_layers.smooth import Smooth
 
 CHOICES: tuple[Choice, ...] = ("parallel", "adaptive")
+COMPOSED: dict[str, tuple[Callable[[Tensor], Tensor], Any]] = {
+    "tanh": (lambda z: (torch.exp(z) - torch.exp(-z)) / (torch.exp(z) + torch.exp(-z)), torch.tanh),
+    "sigmoid": (lambda z: 1 / (1 + torch.exp(-z)), torch.sigmoid),
+    "softplus": (lambda z: torch.log1p(torch.exp(z)), F.softplus),
+    "GELU": (lambda z: 0.5 * z * (1 + torch.erf(z / 2**0.5)), F.gelu),
+    "SiLU": (lambda z: z * torch.sigmoid(z), F.silu),
+    "Mish": (lambda z: z * torch.tanh(F.softplus(z)), F.mish),
+    "ELU": (lambda z: torch.where(z > 0, z, torch.expm1(z)), F.elu),
+    "Softsign": (lambda z: z / (1 + z.abs()), F.softsign),
+    "Hardswish": (lambda z: z * F.relu6(z + 3) / 6, F.hardswish),
+    "Softshrink": (lambda z: z.sign() * F.relu(z.abs() - 0.5), F.softshrink),
+}
+"""Functions that have a rule, written in other operators as a user might, and the operator they are."""
 
 
 @dataclass(frozen=True)

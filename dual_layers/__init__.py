@@ -21,9 +21,11 @@ for _module in pkgutil.iter_modules(__path__):  # every family file is imported:
     if _module.name not in _NOT_FAMILIES and not _module.name.startswith("_"):
         importlib.import_module(f"dual_layers.{_module.name}")
 
+from dual_layers.custom import elementwise  # noqa: E402  (its functions need the rules of all families)
+
 __all__ = [
     "INPUT", "NONE", "REAL", "ROUNDED", "UNKNOWN", "Affine", "Call", "Choice", "Composite", "DualLayer", "Facts", "Guarantee",
     "Interval", "Offsets", "Piece", "PiecewiseLinear", "Relaxed", "RuleSample", "Slopes", "Slot", "Smooth", "cases", "choose",
-    "is_held", "is_shape_query", "keys_of", "lookup", "nearest", "probabilistic", "register", "register_held",
+    "elementwise", "is_held", "is_shape_query", "keys_of", "lookup", "nearest", "probabilistic", "register", "register_held",
     "register_shape_query", "registered_rules", "spelling",
 ]

@@ -124,16 +124,15 @@ def check_tightness(case: Case) -> None:
         at_most(smallest, moved, case.tolerance * (smallest + 1), "|A| r exceeds magnitude(r)")
         at_most(moved, case.coarse(radii), case.tolerance * (smallest + 1), "magnitude(r) exceeds |A| r")
     if isinstance(layer, Relaxed):
-        if layer.facts.positionwise:
-            _attained(case, layer)
+        if layer.facts.positionwise and layer.looseness is not None:
+            _attained(case, layer, layer.looseness)
         if layer.facts.exact_when_stable:
             _exact_when_stable(case, layer)
         _shrinking(case, layer)
 
 
-def _attained(case: Case, layer: Relaxed) -> None:
-    """Element by element a grid shows the true range: nothing may be much looser than that (5 %, nothing between kinks)."""
-    part = 0.0 if isinstance(layer, PiecewiseLinear) else 0.05
+def _attained(case: Case, layer: Relaxed, part: float) -> None:
+    """Element by element a grid shows the true range: nothing may be looser than that by more than the part declared."""
     for probe in case.probes:
         if probe.name not in ("random", "straddling", "mixed"):
             continue

@@ -76,6 +76,9 @@ class Relaxed(DualLayer):
     (thesis, Theorem 3, eq. 3.42: chi* is bounded by conjugation over the box).
     """
 
+    looseness: ClassVar[float | None] = 0.05
+    """Share of the range by which an element-wise rule's lines may miss the function; None where no share is promised."""
+
     @abstractmethod
     def slopes(self, bounds: tuple[Interval, ...], choice: Choice) -> Slopes:
         """Choose slopes: ``parallel`` of smallest gap, or ``adaptive`` of smallest area for each side alone."""
@@ -180,6 +183,7 @@ class PiecewiseLinear(Relaxed):
     """
 
     facts: ClassVar[Facts] = Facts(positionwise=True, exact_when_stable=True)
+    looseness: ClassVar[float | None] = 0.0
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Run the operator; a constant that widens its input would break the element-by-element account."""

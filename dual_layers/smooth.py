@@ -121,7 +121,7 @@ class Smooth(Relaxed):
 
     def interval(self, *boxes: Interval) -> Interval:
         """Take the extremes: the ends of a monotone function, the conjugate for slope 0 of any other."""
-        box, outside = self._inside(boxes[0])
+        box, outside = self.within(boxes[0])
         if self.facts.monotone:
             lower, upper = self.forward(box.lower), self.forward(box.upper)
         else:
@@ -133,7 +133,7 @@ class Smooth(Relaxed):
 
     def slopes(self, bounds: tuple[Interval, ...], choice: Choice) -> Slopes:
         """Choose by cutting planes; slope 0 where an end is infinite or outside the domain."""
-        box, outside = self._inside(bounds[0])
+        box, outside = self.within(bounds[0])
         unbounded = outside | ~bounds[0].lower.isfinite() | ~bounds[0].upper.isfinite()
         search = _Search(self, box)
         if choice == "parallel":
@@ -143,14 +143,14 @@ class Smooth(Relaxed):
 
     def conjugate(self, slopes: Slopes, bounds: tuple[Interval, ...]) -> Offsets:
         """Bound ``f(z) - slope * z`` by its values at ends and kinks, and by tangents in between."""
-        box, outside = self._inside(bounds[0])
+        box, outside = self.within(bounds[0])
         offsets = self._offsets(slopes, box)
         below, above = (_leaves(side[0], bounds[0]) for side in (slopes.lower, slopes.upper))
         lower = offsets.lower.nan_to_num(nan=-torch.inf, posinf=torch.finfo(box.lower.dtype).max, neginf=-torch.inf)
         upper = offsets.upper.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.finfo(box.lower.dtype).max)
         return Offsets(torch.where(outside | below, -torch.inf, lower), torch.where(outside | above, torch.inf, upper))
 
-    def _inside(self, box: Interval) -> tuple[Interval, Tensor]:
+    def within(self, box: Interval) -> tuple[Interval, Tensor]:
         """Return a box of finite numbers inside the domain, and where it had to be invented.
 
         The largest number stands for infinity; NaN is no bound at all.

@@ -55,7 +55,7 @@ def test_the_derivative_is_the_operators(rule: type[DualLayer], sample: RuleSamp
     for lower, upper, _ in finite_pieces(layer, left, right):
         z = z[(z - lower).abs() > 1e-6] if math.isfinite(lower) else z
         z = z[(z - upper).abs() > 1e-6] if math.isfinite(upper) else z
-    z = z[layer._inside(Interval(z, z))[1].logical_not()].requires_grad_()
+    z = z[layer.within(Interval(z, z))[1].logical_not()].requires_grad_()
     expected = torch.autograd.grad(layer.forward(z).sum(), z)[0] if layer.forward(z).requires_grad else torch.zeros_like(z)
     torch.testing.assert_close(layer.derivative(z.detach()), expected, atol=1e-12, rtol=1e-9)
 
@@ -134,7 +134,7 @@ def test_awkward_boxes_give_true_lines_without_nan(rule: type[DualLayer], sample
     ends = layer.interval(boxes)
     assert not ends.lower.isnan().any()
     assert not ends.upper.isnan().any()
-    known = ~layer._inside(boxes)[1]
+    known = ~layer.within(boxes)[1]
     assert (ends.lower <= values + rounding * size)[:, known].all()
     assert (ends.upper >= values - rounding * size)[:, known].all()
     generator = torch.Generator().manual_seed(2)
@@ -158,7 +158,7 @@ def test_unbounded_boxes_give_true_lines_without_nan(rule: type[DualLayer], samp
     z = torch.linspace(max(left, -60.0) + 1e-3, inner, 100, dtype=dtype)
     ends = layer.interval(boxes)
     assert not torch.cat([ends.lower, ends.upper]).isnan().any()
-    known = ~layer._inside(boxes)[1]
+    known = ~layer.within(boxes)[1]
     if known[0]:
         assert (layer.forward(z) >= ends.lower[0]).all()
         assert (layer.forward(z) <= ends.upper[0]).all()
