@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from dual_layers._recorded import recorded
-from dual_layers.bilinear import DualProduct
+from dual_layers.bilinear import DualProduct, known
 from dual_layers.contract import INPUT, Call, Choice, Interval, Offsets, RuleSample, Slopes, Slot
 from dual_layers.families import Relaxed
 from dual_layers.refusals import unless_only
 from dual_layers.registry import register
 
 _ROUNDING = 16.0
+Held = tuple[Tensor, ...]
 
 
 @recorded
@@ -75,21 +76,36 @@ class DualJointProduct(Relaxed):
         return self.product.interval(*boxes[:2])
 
     def slopes(self, bounds: tuple[Interval, ...], choice: Choice) -> Slopes:
-        """Hold the factors at their centres; for each line alone at a pair of corners, where that is better in the middle."""
-        middle = self.product.slopes(bounds[:2], "parallel")
-        if choice == "parallel" or len(bounds) == 2:
-            return self.product.slopes(bounds[:2], choice)
-        corners = self.product.slopes(bounds[:2], choice)
-        lower = self._better(middle.lower, corners.lower, bounds, 1.0)
-        return Slopes(lower, self._better(middle.upper, corners.upper, bounds, -1.0))
+        """Hold the factors at the centres of their boxes, or where sum and difference are at the centres of theirs.
 
-    def _better(self, these: tuple[Tensor, ...], those: tuple[Tensor, ...], bounds: tuple[Interval, ...], side: float) -> Any:
-        """Choose, element by element, the line that is nearer to the product in the middle of the factors' boxes."""
-        center, heights = self.product.centers(bounds[:2])[::-1], []
-        for held in (these, those):
-            offsets = self.conjugate(Slopes(held, held), bounds)
-            heights.append(side * (self.push(held, center) + (offsets.lower if side > 0 else offsets.upper)))
-        return tuple(torch.where(heights[0] >= heights[1], *pair) for pair in zip(these, those, strict=True))
+        Parallel lines take what leaves the smaller gap. Each line alone takes what is nearest to the product in the middle of
+        the factors' boxes, a pair of corners among it.
+        """
+        if len(bounds) == 2:
+            return self.product.slopes(bounds, choice)
+        held = [self.product.centers(bounds[:2]), self._centers_of_sums(bounds)]
+        if choice == "parallel":
+            both = self._least(held, bounds, lambda lines, rest: rest.upper - rest.lower)
+            return Slopes(both, both)
+        corners, middle = self.product.slopes(bounds[:2], choice), held[0][::-1]
+        lower = self._least([*held, corners.lower], bounds, lambda lines, rest: -rest.lower - self.push(lines, middle))
+        upper = self._least([*held, corners.upper], bounds, lambda lines, rest: rest.upper + self.push(lines, middle))
+        return Slopes(lower, upper)
+
+    def _centers_of_sums(self, bounds: tuple[Interval, ...]) -> tuple[Tensor, Tensor]:
+        """Return slopes: ``y`` and ``x`` of which sum and difference are the centres of their boxes."""
+        plus, minus = known(bounds[2].center), known(bounds[3].center)
+        return known(0.5 * (plus - minus) / self.arguments.ratio), 0.5 * (plus + minus)
+
+    def _least(self, candidates: list[Held], bounds: tuple[Interval, ...], cost: Callable[[Held, Offsets], Tensor]) -> Held:
+        """Choose, element by element, the lines of least cost."""
+        best, lowest = candidates[0], None
+        for lines in candidates:
+            found = cost(lines, self.conjugate(Slopes(lines, lines), bounds))
+            better = torch.zeros_like(found, dtype=torch.bool) if lowest is None else found < lowest
+            best = tuple(torch.where(better, *pair) for pair in zip(lines, best, strict=True))
+            lowest = found if lowest is None else torch.where(better, found, lowest)
+        return best
 
     def conjugate(self, slopes: Slopes, bounds: tuple[Interval, ...]) -> Offsets:
         """Enclose what the lines leave over both pairs of boxes, and keep the better bound of each side."""
@@ -99,21 +115,21 @@ class DualJointProduct(Relaxed):
         below, above = self._squares(slopes.lower, bounds).lower, self._squares(slopes.upper, bounds).upper
         return Offsets(torch.maximum(offsets.lower, below), torch.minimum(offsets.upper, above))
 
-    def _squares(self, held: tuple[Tensor, ...], bounds: tuple[Interval, ...]) -> Interval:
+    def _squares(self, held: Held, bounds: tuple[Interval, ...]) -> Interval:
         """Enclose what lines leave by the squares of a sum and a difference."""
         (y_held, x_held), ratio = held, self.arguments.ratio
         sums = x_held + ratio * y_held, x_held - ratio * y_held
-        known, scale = (ratio > 0) & (ratio < torch.inf), 0.25 / ratio
+        usable, scale = (ratio > 0) & (ratio < torch.inf), 0.25 / ratio
         for box in bounds[2:]:
-            known = known & box.lower.isfinite() & box.upper.isfinite()
-        scale = torch.where(known, scale, 0.0)
-        plus, minus = (_square(box, by, known) for box, by in zip(bounds[2:], sums, strict=True))
+            usable = usable & box.lower.isfinite() & box.upper.isfinite()
+        scale = torch.where(usable, scale, 0.0)
+        plus, minus = (_square(box, by, usable) for box, by in zip(bounds[2:], sums, strict=True))
         with torch.no_grad():
             size = sum(by.square() for by in sums) + plus.upper + minus.upper
             slack = _ROUNDING * torch.finfo(size.dtype).eps * scale * size
         lower, upper = scale * (plus.lower - minus.upper) - slack, scale * (plus.upper - minus.lower) + slack
         constant = x_held * y_held
-        return Interval(torch.where(known, lower - constant, -torch.inf), torch.where(known, upper - constant, torch.inf))
+        return Interval(torch.where(usable, lower - constant, -torch.inf), torch.where(usable, upper - constant, torch.inf))
 
     def pull(self, nu: Tensor, slopes: Slopes, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Transpose the held maps."""

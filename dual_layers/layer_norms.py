@@ -11,19 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dual_layers._normalised import normalised
 from dual_layers._recorded import recorded
 from dual_layers.contract import INPUT, Call, Facts, Interval, RuleSample, Slot
 from dual_layers.families import Composite
 from dual_layers.joint_product import product_of
-from dual_layers.logsumexp import finite
 from dual_layers.refusals import named_arguments, unless_only
 from dual_layers.registry import register, register_held
 from dual_layers.sample_values import wave, waves
 from dual_layers.spellings import spellings
 
 _ATEN = torch.ops.aten
-_ROUNDING = 16.0
-_STEPS = 40
 
 
 class OwnStatistics(Composite, ABC):
@@ -36,12 +34,7 @@ class OwnStatistics(Composite, ABC):
 
 
 class OverLastAxes(OwnStatistics, ABC):
-    """Normalisation over the last axes, and where its extremes are before weight and bias. Abstract.
-
-    ``y_i = d_i / sqrt((W + k d_i^2) / n + eps)``, where ``W`` adds up the squares of the others, grows with ``d_i`` and for
-    positive ``d_i`` falls with ``W``. So its ends lie at the ends of ``d_i`` and of ``W``, each bounded for itself. If ``d``
-    is the distance from the mean, ``W`` is the others' spread about their own mean and ``k = n / (n - 1)``, else ``k = 1``.
-    """
+    """Normalisation over the last axes. Abstract."""
 
     centered: ClassVar[bool]
 
@@ -50,19 +43,8 @@ class OverLastAxes(OwnStatistics, ABC):
         arguments = self.arguments
         if arguments.weight is not None or getattr(arguments, "bias", None) is not None:
             return None
-        axes = len(arguments.normalized_shape)
-        lower, upper = finite(boxes[0].map(lambda end: end.flatten(-axes)))
-        scale = torch.maximum(lower.abs(), upper.abs()).amax(-1, keepdim=True).clamp(min=1).detach()
-        eps = _eps(arguments.eps, lower.dtype) / scale / scale
-        lower, upper = lower / scale, upper / scale
-        if self.centered:
-            least, others = _least_spread(lower, upper), _others_spread(lower, upper)
-            lower, upper = _deviations(lower, upper)
-        else:
-            least, others = torch.zeros_like(scale), _others_squares(lower, upper)
-        ends = (_smallest(*pair, least, others, eps, self.centered) for pair in ((lower, upper), (-upper, -lower)))
-        lower, upper = (end.unflatten(-1, boxes[0].lower.shape[-axes:]) for end in ends)
-        return Interval(lower, -upper)
+        axes = tuple(range(-len(arguments.normalized_shape), 0))
+        return normalised(boxes[0], axes, _eps(arguments.eps, boxes[0].lower.dtype), centered=self.centered)
 
 
 def _eps(eps: float | None, dtype: torch.dtype) -> float:
@@ -79,87 +61,40 @@ def proportion(inverse: Tensor, count: int) -> Tensor:
 register_held(proportion)
 
 
-def _by_size(input: Any, axes: tuple[int, ...], eps: float) -> Any:
-    """Divide by the root mean square."""
-    inverse = torch.rsqrt(input.square().mean(axes, keepdim=True) + eps)
-    count = math.prod(input.shape[axis] for axis in axes)
-    return product_of(input, inverse, proportion(inverse, count))
+@recorded
+def divided_by_size(input: Tensor, dim: Any, eps: float) -> Tensor:
+    """Divide by the root mean square over some axes."""
+    return input * torch.rsqrt(input.square().mean(dim, keepdim=True) + eps)
 
 
-def _deviations(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Bound every element's distance from the mean, exactly but for rounding."""
-    count = lower.shape[-1]
-    slack = _ROUNDING * torch.finfo(lower.dtype).eps * (count > 1)
-    least = lower - (lower + (upper.sum(-1, keepdim=True) - upper)) / count
-    most = upper - (upper + (lower.sum(-1, keepdim=True) - lower)) / count
-    return least - slack, most + slack
+@register(divided_by_size)
+class DualBySize(OwnStatistics):
+    """Division by the root mean square over any axes. Source: its definition; products and curves of the parts."""
+
+    @staticmethod
+    def compose(input: Any, dim: Any, eps: float) -> Any:
+        """Multiply by the inverse."""
+        inverse = torch.rsqrt(input.square().mean(dim, keepdim=True) + eps)
+        count = math.prod(input.shape[axis] for axis in _axes(dim))
+        return product_of(input, inverse, proportion(inverse, count))
+
+    def interval(self, *boxes: Interval) -> Interval:
+        """Evaluate every element at its two ends."""
+        arguments = self.arguments
+        return normalised(boxes[0], _axes(arguments.dim), arguments.eps, centered=False)
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield one axis and several, from both ends."""
+        yield RuleSample("last axis", Call(divided_by_size, (INPUT, -1, 1e-5)), ((2, 4),), low=-3.0, high=3.0)
+        yield RuleSample("first axis but one", Call(divided_by_size, (INPUT, (1,), 0.5)), ((2, 3, 2),), low=-3.0, high=3.0)
+        yield RuleSample("two axes", Call(divided_by_size, (INPUT, [1, -1], 0.1)), ((2, 2, 3, 2),), low=-3.0, high=3.0)
+        wrong = Call(divided_by_size, (INPUT, 3, 0.1))
+        yield RuleSample("no such axis", wrong, ((2, 3),), error=IndexError, message="out of range")
 
 
-def _least_spread(lower: Tensor, upper: Tensor) -> Tensor:
-    """Bound the sum of squared distances from the mean from below, ``[..., 1]``.
-
-    It is the least sum of squared distances from any ``c``, a convex function of it; its tangent at a place near the least
-    one holds for every mean that there can be.
-    """
-    low, high = lower.mean(-1, keepdim=True), upper.mean(-1, keepdim=True)
-    with torch.no_grad():
-        reach = high - low
-        for _ in range(_STEPS):
-            c = 0.5 * low + 0.5 * high
-            rising = (c - torch.minimum(torch.maximum(c, lower), upper)).sum(-1, keepdim=True) > 0
-            low, high = torch.where(rising, low, c), torch.where(rising, c, high)
-    gaps = low - torch.minimum(torch.maximum(low, lower), upper)
-    with torch.no_grad():
-        tilt = 2 * gaps.sum(-1, keepdim=True).abs() * reach + _ROUNDING * torch.finfo(lower.dtype).eps * lower.shape[-1]
-    return gaps.square().sum(-1, keepdim=True) - tilt
-
-
-def _others_squares(lower: Tensor, upper: Tensor) -> Interval:
-    """Bound, for every element, the sum of the squares of all the others."""
-    least, most = torch.maximum(lower, -upper).clamp(min=0).square(), torch.maximum(-lower, upper).square()
-    total = most.sum(-1, keepdim=True)
-    slack = _ROUNDING * torch.finfo(lower.dtype).eps * total
-    return Interval((least.sum(-1, keepdim=True) - least - slack).clamp(min=0), total - most + slack)
-
-
-def _others_spread(lower: Tensor, upper: Tensor) -> Interval:
-    """Bound, for every element, the sum of squared distances of all the others from their own mean.
-
-    It is convex and quadratic, so it lies between its tangent plane at the box' centre and that plane plus the squares of
-    the radii.
-    """
-    count, center, radius = lower.shape[-1], 0.5 * (lower + upper), 0.5 * (upper - lower)
-    own = center - center.mean(-1, keepdim=True)
-    total, reach = own.square().sum(-1, keepdim=True), radius * own.abs()
-    middle = (total - own.square() * (count / max(count - 1, 1))).clamp(min=0)
-    away = (own / max(count - 1, 1)).abs()  # how far the others' mean lies from everyone's
-    move = 2 * (reach.sum(-1, keepdim=True) - reach + away * (radius.sum(-1, keepdim=True) - radius))
-    rest = radius.square().sum(-1, keepdim=True) - radius.square()
-    slack = _ROUNDING * torch.finfo(lower.dtype).eps * (total + move + rest)
-    return Interval((middle - move - slack).clamp(min=0), (middle + move + rest + slack) * (count > 2))
-
-
-def _smallest(lower: Tensor, upper: Tensor, least: Tensor, others: Interval, eps: Tensor, centered: bool) -> Tensor:
-    """Bound every ``d_i / sqrt(mean of squares + eps)`` from below.
-
-    Args:
-        lower: of ``d``.
-        upper: of ``d``.
-        least: bounds the sum of all squares from below.
-        others: the bounds of ``W``.
-        eps: positive.
-        centered: whether all ``d_i`` add up to zero.
-    """
-    count = lower.shape[-1]
-    slack = _ROUNDING * torch.finfo(lower.dtype).eps
-    own = lower.square() * (count / max(count - 1, 1) if centered else 1.0)
-    small = torch.maximum(own + others.lower, least)
-    if centered:
-        small = torch.maximum(small, lower.square() + _others_squares(lower, upper).lower)
-    squares = torch.where(lower < 0, torch.maximum(small * (1 - slack), own), own + others.upper)
-    value = lower * torch.rsqrt(squares / count + eps)
-    limit = math.sqrt(count - 1 if centered else count)
-    return (value - slack * value.abs()).nan_to_num(nan=-limit).clamp(min=-limit * (1 + slack))
+def _axes(dim: Any) -> tuple[int, ...]:
+    return (dim,) if isinstance(dim, int) else tuple(dim)
 
 
 @register(*spellings("layer_norm"))
@@ -184,7 +119,8 @@ class DualLayerNorm(OverLastAxes):
             result = result if weight is None else result * weight
             return result if bias is None else result + bias
         axes = tuple(range(-len(normalized_shape), 0))
-        return _by_size(input - input.mean(axes, keepdim=True), axes, eps)
+        deviation = input - input.mean(axes, keepdim=True)
+        return DualBySize.compose(deviation, axes, eps)
 
     @classmethod
     def samples(cls) -> Iterator[RuleSample]:
@@ -216,7 +152,7 @@ class DualRMSNorm(OverLastAxes):
         if weight is not None:
             return F.rms_norm(input, normalized_shape, None, eps) * weight
         axes = tuple(range(-len(normalized_shape), 0))
-        return _by_size(input, axes, _eps(eps, input.dtype))
+        return divided_by_size(input, axes, _eps(eps, input.dtype))
 
     @classmethod
     def samples(cls) -> Iterator[RuleSample]:

@@ -70,7 +70,10 @@ class DualLogSumExp(Relaxed):
             else:
                 cost = cost + (candidates * middle).sum(-1)
             best = cost.nan_to_num(nan=torch.inf).argmin(0)[None, ..., None].expand(1, *middle.shape)
-        above, tangent = (self._restored(_usable(each, box), shape) for each in (candidates.gather(0, best)[0], candidates[0]))
+        above, tangent = (
+            restored(_usable(each, box), self._axes(len(shape)), shape)
+            for each in (candidates.gather(0, best)[0], candidates[0])
+        )
         both = (above,)
         return Slopes(both, both) if choice == "parallel" else Slopes((tangent,), both)
 
@@ -105,17 +108,10 @@ class DualLogSumExp(Relaxed):
         return tuple(1 if axis in summed else size for axis, size in enumerate(shape) if kept or axis not in summed)
 
     def _stacked(self, z: Tensor) -> Tensor:
-        """Bring all summands of one sum to the last axis."""
-        axes = self._axes(z.dim())
-        return z.movedim(axes, tuple(range(-len(axes), 0))).flatten(-len(axes))
+        return stacked(z, self._axes(z.dim()))
 
     def _columns(self, box: Interval) -> Interval:
         return box.map(self._stacked)
-
-    def _restored(self, z: Tensor, shape: torch.Size) -> Tensor:
-        """Undo ``_stacked``."""
-        axes = self._axes(len(shape))
-        return z.unflatten(-1, [shape[axis] for axis in axes]).movedim(tuple(range(-len(axes), 0)), axes)
 
     @classmethod
     def samples(cls) -> Iterator[RuleSample]:
@@ -131,6 +127,16 @@ class DualLogSumExp(Relaxed):
         yield RuleSample("no such axis", Call(torch.logsumexp, (INPUT, 2)), ((2, 3),), error=IndexError, message="out of range")
         named = Call(torch.logsumexp, (INPUT,), {"dim": 1, "out": torch.zeros(2)})
         yield RuleSample("out", named, ((2, 3),), error=ValueError, message="unexpected keyword argument 'out'")
+
+
+def stacked(z: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Bring some axes together, as the last one."""
+    return z.movedim(axes, tuple(range(-len(axes), 0))).flatten(-len(axes))
+
+
+def restored(z: Tensor, axes: tuple[int, ...], shape: torch.Size) -> Tensor:
+    """Undo ``stacked``; ``shape`` is what there was before."""
+    return z.unflatten(-1, [shape[axis] for axis in axes]).movedim(tuple(range(-len(axes), 0)), axes)
 
 
 def others(z: Tensor) -> Tensor:

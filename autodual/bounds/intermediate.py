@@ -69,6 +69,7 @@ def _bound_input(run: Run, name: str, method: Dual | Adaptive, symbols: NoiseSym
             run.boxes[name], run.how[name] = _from_symbols(run, name, method, symbols)
         else:
             run.boxes[name], run.how[name] = _from_rows(run, name, method)
+        run.forget_behind(name)
     return run.boxes[name]
 
 

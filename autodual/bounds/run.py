@@ -272,6 +272,12 @@ class Run:
         least = self.layers[name].interval(*signs)
         return replace(box, lower=torch.where(least.lower >= 0, box.lower.clamp(min=0), box.lower))
 
+    def forget_behind(self, name: str) -> None:
+        """Drop interval bounds of later nodes, which may have been asked for before this node's box was known."""
+        order = [*self.program.sources, *self.program.rules]
+        for later in order[order.index(name) :]:
+            self.hulls.pop(later, None)
+
     def _enclosures(self, name: str) -> Iterator[tuple[Enclosure, DualLayer]]:
         layers = self.program.bind_enclosures(name, self.model, self.values)
         return zip(self.program.enclosures.get(name, ()), layers, strict=True)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import autodual
 from dual_layers import INPUT, Call, Interval
-from dual_layers.layer_norms import DualLayerNorm, DualRMSNorm, _least_spread
+from dual_layers._normalised import _least_spread
+from dual_layers.layer_norms import DualBySize, DualLayerNorm, divided_by_size
 
 METHODS = ("interval", "dual", "adaptive")
 
@@ -24,8 +25,8 @@ def layer_norm(count: int, eps: float = 1e-5) -> DualLayerNorm:
     return DualLayerNorm(Call(F.layer_norm, (INPUT, (count,)), {"eps": eps}))
 
 
-def rms_norm(count: int, eps: float = 1e-5) -> DualRMSNorm:
-    return DualRMSNorm(Call(F.rms_norm, (INPUT, (count,)), {"eps": eps}))
+def rms_norm(count: int, eps: float = 1e-5) -> DualBySize:
+    return DualBySize(Call(divided_by_size, (INPUT, -1, eps)))
 
 
 def boxes(count: int, scale: float, radius: float) -> Interval:
