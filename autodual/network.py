@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from autodual.bounds.bound import bound_rows
 from autodual.bounds.run import Run
+from autodual.domains import violations
 from autodual.errors import SpecificationError, TraceError
 from autodual.explain import Explanation, explain
 from autodual.methods import Method, resolve
@@ -168,17 +169,18 @@ class BoundModule(nn.Module):
         """
         with torch.no_grad():
             options, problem = resolve(method), self._problem(x, region)
-            margins, allowance, y = self._margins(problem, y, options)
+            margins, allowance, y, run = self._margins(problem, y, options)
             predicted = problem.outputs_at_x().argmax(1)
             wrong = (problem.outputs_at_centre().argmax(1) != y) & problem.centre_is_inside()
-            certified = certified_by(margins, allowance, y)
+            certified, unbounded = certified_by(margins, allowance, y), () if run is None else violations(run)
             if problem.guarantee == NONE:  # batch statistics: another function than evaluation mode's, so nothing is known
                 certified, wrong = torch.zeros_like(certified), torch.zeros_like(wrong)
         verdict = tuple(
             Verdict.CERTIFIED if good else Verdict.FALSIFIED if bad else Verdict.UNKNOWN
             for good, bad in zip(certified.tolist(), wrong.tolist(), strict=True)
         )
-        return Report(certified, verdict, predicted, y, margins, allowance, problem.guarantee, options, repr(region))
+        guarantee, described = problem.guarantee, repr(region)
+        return Report(certified, verdict, predicted, y, margins, allowance, guarantee, options, described, unbounded)
 
     @_outside_inference
     def robust_loss(
@@ -186,7 +188,8 @@ class BoundModule(nn.Module):
     ) -> Tensor:
         """Cross-entropy of minus the margins: an upper bound of the worst cross-entropy over the region.
 
-        Differentiable in the model's parameters. Source: thesis, Theorem 2 (eq. 3.23) and (3.26).
+        Differentiable in the model's parameters. It is infinite, and has no derivative, where a region leaves the domain of an
+        operator: ``verify`` names such examples. Source: thesis, Theorem 2 (eq. 3.23) and (3.26).
 
         Args:
             x: the model's input.
@@ -194,13 +197,20 @@ class BoundModule(nn.Module):
             region: the inputs to cover.
             method: how to bound.
             reduction: ``"mean"``, ``"sum"`` or ``"none"``, as in ``cross_entropy``.
+
+        Raises:
+            SpecificationError: there is no such reduction, or input, labels or region do not fit the model.
         """
+        if reduction not in ("mean", "sum", "none"):
+            raise SpecificationError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
         problem = self._problem(x, region)
-        margins, _, labels = self._margins(problem, y, resolve(method), claim=False)
+        margins, _, labels, _ = self._margins(problem, y, resolve(method), claim=False)
         if problem.program.has_batch_statistics and problem.batch:  # they move once, as in an ordinary training step
             with torch.no_grad():
                 run_model(self.model, problem.arguments)
-        return F.cross_entropy(-margins, labels, reduction=reduction)
+        known = margins.isfinite().all(1)
+        losses = torch.where(known, F.cross_entropy(-margins, labels, reduction="none"), torch.inf)
+        return {"none": losses, "mean": losses.mean(), "sum": losses.sum()}[reduction]
 
     @_outside_inference
     def flag(self, x: Inputs, region: Regions, method: str | Method = "dual") -> Tensor:
@@ -295,8 +305,10 @@ class BoundModule(nn.Module):
             bound_rows(run, resolve(method), None)
         return explain(problem.program.graph, self.model, run or self._run(problem))
 
-    def _margins(self, problem: Problem, y: Any, method: Method, *, claim: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """Return margins, their float allowance and the labels as a tensor."""
+    def _margins(
+        self, problem: Problem, y: Any, method: Method, *, claim: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor, Run | None]:
+        """Return margins, their float allowance, the labels as a tensor and, unless the batch is empty, the run."""
         if len(problem.output_shape) != 2 or problem.outputs < 2:
             raise SpecificationError(
                 "margins need scores of shape (batch, classes) with two classes or more, but the model returns "
@@ -304,11 +316,11 @@ class BoundModule(nn.Module):
             )
         y = check_labels(y, problem.batch, problem.outputs, problem.like.device)
         if problem.batch == 0:
-            return problem.empty(problem.outputs), problem.empty(problem.outputs), y
-        spec = margin_rows(y, problem.outputs, problem.like)
-        margins, _, allowance = bound_rows(self._run(problem, claim=claim), method, spec, lower_only=True)
+            return problem.empty(problem.outputs), problem.empty(problem.outputs), y, None
+        spec, run = margin_rows(y, problem.outputs, problem.like), self._run(problem, claim=claim)
+        margins, _, allowance = bound_rows(run, method, spec, lower_only=True)
         own = F.one_hot(y, problem.outputs).bool()
-        return margins.masked_fill(own, 0.0), allowance.masked_fill(own, 0.0), y
+        return margins.masked_fill(own, 0.0), allowance.masked_fill(own, 0.0), y, run
 
     def _problem(self, x: Inputs, region: Regions) -> Problem:
         return self._preparation.problem(x, region)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from autodual.bounds.run import Run
 from autodual.compile import Program
+from autodual.domains import check_centre, first_failure
 from autodual.errors import SpecificationError, TraceError
 from autodual.primal import evaluate
 from autodual.regions import Region
@@ -72,15 +73,19 @@ class Problem:
         """Return the model's outputs at x, ``(batch, outputs)``.
 
         Raises:
-            SpecificationError: an output is NaN or infinite; names the parameters that are to blame, if any.
+            SpecificationError: an output is NaN or infinite; names the parameters or the operator to blame, if any.
         """
         scores = self.flat(self.scores)
         bad = (~scores.isfinite()).any(1).nonzero()
         if len(bad):
             culprits = [name for name, value in self.model.state_dict().items() if _has_nan(value)]
-            cause = f"; these parameters contain NaN or infinity: {culprits}" if culprits else ""
-            raise SpecificationError(f"the model's output for example {int(bad[0])} is not finite{cause}")
+            cause = f"these parameters contain NaN or infinity: {culprits}" if culprits else self._first_failure(int(bad[0]))
+            raise SpecificationError(f"the model's output for example {int(bad[0])} is not finite{cause and '; '}{cause}")
         return scores
+
+    def _first_failure(self, example: int) -> str:
+        with torch.no_grad(), buffers_kept(self.model):
+            return first_failure(self.program, self.model, self.placement.layouts, self.arguments, example)
 
     @cached_property
     def points(self) -> dict[str, Any]:
@@ -116,7 +121,8 @@ class Problem:
             claim: check all that a claim rests on; in training a loss will do with less.
 
         Raises:
-            SpecificationError: the model's output is not finite, or the model takes a batch of one for something else.
+            SpecificationError: the model's output is not finite, an operator has no value at the centre of a region, or the
+                model takes a batch of one for something else.
             TraceError: the model was changed since it was traced, or mixes the examples of this batch.
         """
         if self.batch == 1 and self.placement.alone is not None:
@@ -137,6 +143,7 @@ class Problem:
             placement.alone is None,
             claim,
         )
+        check_centre(run)
         self._check_unchanged(self.outputs_at_centre(), run.values[self.program.graph.output].detach())
         if claim:
             for corner in self._corners():

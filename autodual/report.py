@@ -13,6 +13,9 @@ from torch import Tensor
 from autodual.methods import Method
 from dual_layers import NONE, Guarantee
 
+LISTED = 5
+"""How many violations a summary lists."""
+
 
 class Verdict(Enum):
     """What is known about one example."""
@@ -36,6 +39,8 @@ class Report:
         guarantee: what the margins are worth; ``NONE`` never certifies.
         method: the method that computed them.
         region: description of the region.
+        violations: where a region leaves the domain of an operator, or a value may leave the floats: one text per example
+            and operator, with its interval and source line. Such examples are never certified.
     """
 
     certified: Bool[Tensor, " batch"]
@@ -47,6 +52,7 @@ class Report:
     guarantee: Guarantee
     method: Method
     region: str
+    violations: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """Describe the outcome in a few lines."""
@@ -64,6 +70,10 @@ class Report:
             f"falsified  {share(counts[Verdict.FALSIFIED])}",
             f"unknown    {share(counts[Verdict.UNKNOWN])}",
         ]
+        if self.violations:
+            rest = len(self.violations) - LISTED
+            lines += ["not bounded", *(f"  {text}" for text in self.violations[:LISTED])]
+            lines += [f"  and {rest} more, in .violations"] if rest > 0 else []
         if self.guarantee == NONE:
             lines.append("nothing can be certified: batch norm uses the statistics of the clean batch; call eval()")
         return "\n".join(lines)

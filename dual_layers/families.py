@@ -95,8 +95,11 @@ class Relaxed(DualLayer):
         return torch.ones_like(bounds[0].lower, dtype=torch.bool)
 
     def outside(self, *boxes: Interval) -> Tensor:
-        """Tell which boxes reach where the operator has no value: nothing is said there. By default none do."""
-        return torch.zeros_like(boxes[0].lower, dtype=torch.bool)
+        """Tell for which elements of the output the boxes reach where the operator has no value: nothing is said there.
+
+        By default there are none; what is returned broadcasts against the output.
+        """
+        return boxes[0].lower.new_zeros((), dtype=torch.bool)
 
     def pull(self, nu: Tensor, slopes: Slopes, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return ``nu_in = slope_lo * [nu]_+ - slope_up * [nu]_-`` for every perturbed input.

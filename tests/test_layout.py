@@ -20,7 +20,7 @@ LEVELS = (
     "passes proxies leaves interception symbolic export expand trace",
     "compile validate",
     "bounds",
-    "explain radius problem preparation network losses attacks",
+    "domains explain radius problem preparation network losses attacks",
     "training verify certificates estimators",
     "digits support testing",
     "cli",
