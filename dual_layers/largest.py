@@ -93,19 +93,20 @@ class DualLargest(Relaxed):
         rivals, at = self._rivals(z, d), self._at(z.lower)
         apart = _plane(d, rivals, choice)
         planes = _plane(z, rivals, choice), apart + at * (1 - apart.sum(-1, keepdim=True))
-        middle = torch.where(rivals & z.lower.isfinite() & z.upper.isfinite(), z.center, -torch.inf)
+        bounded = z.lower.isfinite() & z.upper.isfinite()
+        middle = torch.where(bounded, z.center, 0.0)
         with torch.no_grad():
             costs = [self._above(z, d, rivals, plane) for plane in planes]
             if choice == "parallel":
                 costs = [cost - self._below(z, d, plane) for cost, plane in zip(costs, planes, strict=True)]
             else:
-                costs = [cost + times(plane, middle).sum(-1) for cost, plane in zip(costs, planes, strict=True)]
+                costs = [cost + (plane * middle).sum(-1) for cost, plane in zip(costs, planes, strict=True)]
             better = (costs[1] < costs[0]).unsqueeze(-1)
         above = torch.where(better, planes[1], planes[0])
         if choice == "parallel":
             both = (above,)
             return Slopes(both, both)
-        return Slopes((_one_hot(middle),), (above,))
+        return Slopes((_one_hot(torch.where(rivals & bounded, middle, -torch.inf)),), (above,))
 
     def conjugate(self, slopes: Slopes, bounds: tuple[Interval, ...]) -> Offsets:
         """Bound ``f(z) - slope . z`` over the box and over the box of differences, and keep the better bound."""
@@ -150,12 +151,14 @@ class DualLargest(Relaxed):
         left = 1 - slope.sum(-1, keepdim=True)
         over_z = _one_more(z, slope)
         over_d = _one_more(d, slope) + most(left, self._pivot_of(z))
-        return torch.where(rivals, torch.minimum(over_z, over_d), -torch.inf).amax(-1)
+        either = torch.fmin(over_z, over_d)
+        return torch.where(rivals, torch.where(either.isnan(), torch.inf, either), -torch.inf).amax(-1)
 
     def _below(self, z: Interval, d: Interval, slope: Tensor) -> Tensor:
         """Bound ``max_j z_j - slope . z`` from below over both boxes, and keep the larger bound."""
         left = 1 - slope.sum(-1, keepdim=True)
-        return torch.maximum(_least(z, slope), _least(d, slope) - most(-left, self._pivot_of(z))[..., 0])
+        either = torch.fmax(_least(z, slope), _least(d, slope) - most(-left, self._pivot_of(z))[..., 0])
+        return torch.where(either.isnan(), -torch.inf, either)
 
     def _pivot_of(self, z: Interval) -> Interval:
         at = self._at(z.lower)
