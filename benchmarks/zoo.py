@@ -229,12 +229,12 @@ def main() -> int:
     chosen = [entry for name, entry in ZOO.items() if not options.model or any(part in name for part in options.model)]
     effort, start, faults = Effort(points=options.points, steps=options.steps), time.perf_counter(), []
     table = _table(options.eps)
-    with Live(table, console=Console(width=None if sys.stdout.isatty() else 170), refresh_per_second=2):
+    with Live(table, console=Console(width=None if sys.stdout.isatty() else 190), refresh_per_second=2):
         for entry in chosen:
             row, found = _row(entry, options.eps, effort)
             table.add_row(*row)
             faults += [f"{entry.name}: {fault}" for fault in found]
-    print(f"{len(chosen)} models, {time.perf_counter() - start:.0f} s, {machine()}")
+    print(f"\n{len(chosen)} models, {time.perf_counter() - start:.0f} s, {machine()}")
     print("width: of the bounds over the range that points reach, median over outputs: interval, dual, adaptive")
     print("peer: the same for CROWN bounds of another library at eps 0.05, as reported to us, on a comparable model, not ours")
     print("faults: " + ("\n        ".join(faults) or "none"))

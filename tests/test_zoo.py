@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -14,19 +15,30 @@ from tests.zoo.collection import FAMILIES, ZOO
 
 EFFORT = Effort(boxes=1, points=200, steps=5, restarts=1, node_points=2)
 
+# How wide dual bounds may be at radius 0.05, over the range that the fast cut reaches: a quarter more than measured.
+USEFUL = {
+    "mlp relu": 1.5, "mlp sigmoid": 1.3, "mlp tanh": 1.4, "mlp gelu": 1.4, "mlp silu": 1.4, "softmax probabilities": 1.5,
+    "log-probabilities": 1.5, "entropy": 1.6, "cosine classifier": 1.4, "lenet": 6.8, "convolution in 1-D": 1.3,
+    "pointnet-like": 1.3, "resnet, basic blocks": 2.3, "squeeze and excitation": 1.5, "single-head attention": 1.6,
+    "scaled_dot_product_attention": 1.6, "nn.MultiheadAttention": 1.8, "nn.TransformerEncoderLayer": 1.8, "vit-tiny": 22.0,
+    "layer norm": 1.5, "group norm": 4.2, "instance norm": 3.3, "nn.RMSNorm": 1.5, "lstm cell, by hand": 1.4,
+    "lstm cell loop": 1.4, "nn.LSTM, batch first": 1.4, "nn.GRU, time first": 1.3, "swiglu": 1.4, "bilinear fusion": 1.6,
+    "maxout": 1.4, "cart-pole step": 1.3, "huber loss inside": 1.3, "attitude from quaternion": 1.9, "black-scholes-like": 1.9,
+}  # fmt: skip
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_no_point_leaves_its_bounds(name: str) -> None:
-    """By intervals in boxes of every radius at once, by the dual at one."""
+    """By intervals in boxes of every radius at once; by the dual at one, where the bounds must be of use."""
     entry = ZOO[name]
     net = autodual.certify(entry.model())
     for eps, boxes, method in ((RADII, len(RADII), "interval"), (0.05, 1, "dual")):
         findings = examine(entry, eps, replace(EFFORT, boxes=boxes), (method,), net)
         assert findings.points >= 200
         assert findings.faults() == []
-        assert findings.widths[method] >= 1 - 1e-6
+        assert 1 - 1e-6 <= findings.widths[method] <= (USEFUL.get(name, math.inf) if method == "dual" else math.inf)
 
 
 def test_the_zoo_is_large_and_its_models_are_small() -> None:
