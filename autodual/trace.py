@@ -18,6 +18,7 @@ from autodual.passes.attributes import spell_attributes
 from autodual.passes.batch_statistics import use_batch_statistics
 from autodual.passes.dead_code import drop_dead_code
 from autodual.passes.functionalize import SharedMemoryError, functionalize
+from autodual.passes.idioms import recognize
 from autodual.passes.items import fuse_items
 from autodual.passes.randomness import refuse_random_numbers
 from autodual.passes.uninitialized import fill_uninitialized
@@ -76,7 +77,7 @@ def _trace_symbolically(model: nn.Module, positional: tuple[str, ...], keywords:
     tracer = SymbolicTracer(model, positional, keywords)
     graph = use_batch_statistics(fill_uninitialized(fuse_items(spell_attributes(tracer.run()))), model)
     refuse_random_numbers(graph, model)
-    return drop_dead_code(functionalize(graph, model)), bool(tracer.opaque)
+    return drop_dead_code(recognize(functionalize(graph, model), model)), bool(tracer.opaque)
 
 
 def _trace_by_export(
@@ -88,7 +89,7 @@ def _trace_by_export(
         raise TraceError(f"the example needs a tensor for {', '.join(map(repr, missing))}: sizes are read from it")
     _check_runs(model, arguments, positional, keywords)
     graph = fill_uninitialized(fuse_items(export(model, arguments, positional, keywords)))
-    graph = drop_dead_code(use_batch_statistics(graph, model))
+    graph = drop_dead_code(recognize(use_batch_statistics(graph, model), model))
     refuse_random_numbers(graph, model)
     return graph
 

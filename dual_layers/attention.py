@@ -55,10 +55,12 @@ class DualAverage(Composite):
         """Refuse arguments without a name here."""
         return unless_only(cls, call, "weights", "values")
 
-    def interval(self, *boxes: Interval) -> Interval:
-        """Give the free weight to the smallest values, and to the largest."""
+    def interval(self, *boxes: Interval) -> Interval | None:
+        """Give the free weight to the smallest values, and to the largest; of vectors nothing more is known."""
         given = (self.arguments.weights, self.arguments.values)
         weights, values = (boxes[each.index] if isinstance(each, Slot) else Interval(each, each) for each in given)
+        if weights.lower.ndim < 2 or values.lower.ndim < 2:
+            return None
         weights = Interval(weights.lower.nan_to_num(0.0).clamp(0, 1), weights.upper.nan_to_num(1.0).clamp(0, 1))
         least, most = values.lower.nan_to_num(nan=-torch.inf), values.upper.nan_to_num(nan=torch.inf)
         lower, upper = (torch.stack([_largest(weights, column) for column in end.unbind(-1)], -1) for end in (-least, most))
