@@ -165,7 +165,7 @@ class DualFloor(Steps):
     @classmethod
     def samples(cls) -> Iterator[RuleSample]:
         """Yield the spellings, few and many steps."""
-        yield RuleSample("function", Call(torch.floor), ((2, 3),), low=-3.9, high=3.5)
+        yield RuleSample("function", Call(torch.floor), ((2, 3),), low=-1.9, high=1.6)
         yield RuleSample("method", Call("floor"), ((3, 4),), low=-0.8, high=1.7)
 
 
@@ -182,7 +182,7 @@ class DualCeil(Steps):
     @classmethod
     def samples(cls) -> Iterator[RuleSample]:
         """Yield the spellings, few and many steps."""
-        yield RuleSample("function", Call(torch.ceil), ((2, 3),), low=-3.9, high=3.5)
+        yield RuleSample("function", Call(torch.ceil), ((2, 3),), low=-1.9, high=1.6)
         yield RuleSample("method", Call("ceil"), ((3, 4),), low=-0.8, high=1.7)
 
 
@@ -201,7 +201,7 @@ class DualTrunc(Steps):
     @classmethod
     def samples(cls) -> Iterator[RuleSample]:
         """Yield the spellings, few and many steps."""
-        yield RuleSample("function", Call(torch.trunc), ((2, 3),), low=-3.9, high=3.5)
+        yield RuleSample("function", Call(torch.trunc), ((2, 3),), low=-1.9, high=1.6)
         yield RuleSample("method", Call("fix"), ((3, 4),), low=-2.2, high=1.7)
 
 
@@ -234,7 +234,7 @@ class DualRound(Steps):
     @classmethod
     def samples(cls) -> Iterator[RuleSample]:
         """Yield whole numbers and tens; a tenth is no float, so that the operator jumps beside its own limits."""
-        yield RuleSample("function", Call(torch.round), ((2, 3),), low=-3.9, high=3.5)
+        yield RuleSample("function", Call(torch.round), ((2, 3),), low=-1.9, high=1.6)
         yield RuleSample("tens", Call(torch.round, (INPUT,), {"decimals": -1}), ((2, 3),), low=-40.0, high=30.0)
         call, wrong = Call(torch.round, (INPUT, 1)), "takes 1 positional argument"
         yield RuleSample("positional decimals", call, ((2, 3),), error=ValueError, message=wrong)
@@ -295,9 +295,10 @@ class DualFloorDivide(Divided):
     @classmethod
     def samples(cls) -> Iterator[RuleSample]:
         """Yield divisors of either sign, numbers and tensors."""
-        yield RuleSample("operator", Call(operator.floordiv, (INPUT, 2)), ((2, 3),), low=-7.0, high=7.5)
-        yield RuleSample("negative", Call(torch.floor_divide, (INPUT, -0.7)), ((2, 3),), low=-2.5, high=2.0)
-        yield RuleSample("tensor", Call("floor_divide", (INPUT, torch.tensor([1.5, -2.0, 1.1]))), ((2, 3),), low=-5.0, high=4.0)
+        yield RuleSample("operator", Call(operator.floordiv, (INPUT, 2)), ((2, 3),), low=-1.7, high=3.5)
+        yield RuleSample("one step", Call(operator.floordiv, (INPUT, 2)), ((2, 3),), low=1.1, high=2.9)
+        yield RuleSample("negative", Call(torch.floor_divide, (INPUT, -0.7)), ((2, 3),), low=-0.6, high=1.2)
+        yield RuleSample("tensor", Call("floor_divide", (INPUT, torch.tensor([1.5, -2.0, 1.1]))), ((2, 3),), low=-2.0, high=1.4)
         yield from _bad_divisors(torch.floor_divide)
 
 
@@ -335,11 +336,11 @@ class DualRoundedDivide(Divided):
     def samples(cls) -> Iterator[RuleSample]:
         """Yield both modes, divisors of either sign."""
         floor, trunc = {"rounding_mode": "floor"}, {"rounding_mode": "trunc"}
-        yield RuleSample("down", Call(torch.div, (INPUT, 1.5), floor), ((2, 3),), low=-5.9, high=5.0)
-        yield RuleSample("towards zero", Call("div", (INPUT, 0.75), trunc), ((2, 3),), low=-2.5, high=2.0)
-        yield RuleSample("negative, down", Call(torch.div, (INPUT, -0.75), floor), ((2, 3),), low=-2.5, high=2.0)
+        yield RuleSample("down", Call(torch.div, (INPUT, 1.5), floor), ((2, 3),), low=-2.0, high=2.5)
+        yield RuleSample("towards zero", Call("div", (INPUT, 0.75), trunc), ((2, 3),), low=-0.6, high=1.2)
+        yield RuleSample("negative, down", Call(torch.div, (INPUT, -0.75), floor), ((2, 3),), low=-0.6, high=1.2)
         tensor = Call(torch.div, (INPUT, torch.tensor([1.5, -2.0, 1.25])), trunc)
-        yield RuleSample("tensor, towards zero", tensor, ((2, 3),), low=-5.0, high=4.0)
+        yield RuleSample("tensor, towards zero", tensor, ((2, 3),), low=-2.0, high=1.4)
         yield from _bad_divisors(torch.div, **floor)
         call, wrong = Call(torch.div, (INPUT, 2.0)), "must be 'floor' or 'trunc'"
         yield RuleSample("not rounded", call, ((2, 3),), error=ValueError, message=wrong)
@@ -358,9 +359,10 @@ class DualRemainder(Divided):
     @classmethod
     def samples(cls) -> Iterator[RuleSample]:
         """Yield divisors of either sign, numbers and tensors."""
-        yield RuleSample("operator", Call(operator.mod, (INPUT, 2)), ((2, 3),), low=-7.0, high=7.5)
-        yield RuleSample("negative", Call(torch.remainder, (INPUT, -0.7)), ((2, 3),), low=-2.5, high=2.0)
-        yield RuleSample("tensor", Call("remainder", (INPUT, torch.tensor([1.5, -2.0, 1.1]))), ((2, 3),), low=-5.0, high=4.0)
+        yield RuleSample("operator", Call(operator.mod, (INPUT, 2)), ((2, 3),), low=-1.7, high=3.5)
+        yield RuleSample("one step", Call(operator.mod, (INPUT, 2)), ((2, 3),), low=1.1, high=2.9)
+        yield RuleSample("negative", Call(torch.remainder, (INPUT, -0.7)), ((2, 3),), low=-0.6, high=1.2)
+        yield RuleSample("tensor", Call("remainder", (INPUT, torch.tensor([1.5, -2.0, 1.1]))), ((2, 3),), low=-2.0, high=1.4)
         yield from _bad_divisors(torch.remainder)
 
 
@@ -383,7 +385,7 @@ class DualFrac(Fraction):
     @classmethod
     def samples(cls) -> Iterator[RuleSample]:
         """Yield the spellings, few and many steps."""
-        yield RuleSample("function", Call(torch.frac), ((2, 3),), low=-3.9, high=3.5)
+        yield RuleSample("function", Call(torch.frac), ((2, 3),), low=-1.9, high=1.6)
         yield RuleSample("method", Call("frac"), ((3, 4),), low=-2.2, high=1.7)
 
 
@@ -396,9 +398,9 @@ class DualFmod(Fraction, Divided):
     @classmethod
     def samples(cls) -> Iterator[RuleSample]:
         """Yield divisors of either sign, numbers and tensors."""
-        yield RuleSample("function", Call(torch.fmod, (INPUT, 2)), ((2, 3),), low=-7.0, high=7.5)
-        yield RuleSample("negative", Call(torch.fmod, (INPUT, -0.7)), ((2, 3),), low=-2.5, high=2.0)
-        yield RuleSample("tensor", Call("fmod", (INPUT, torch.tensor([1.5, -2.0, 1.1]))), ((2, 3),), low=-5.0, high=4.0)
+        yield RuleSample("function", Call(torch.fmod, (INPUT, 2)), ((2, 3),), low=-1.7, high=3.5)
+        yield RuleSample("negative", Call(torch.fmod, (INPUT, -0.7)), ((2, 3),), low=-0.6, high=1.2)
+        yield RuleSample("tensor", Call("fmod", (INPUT, torch.tensor([1.5, -2.0, 1.1]))), ((2, 3),), low=-2.0, high=1.4)
         yield from _bad_divisors(torch.fmod)
 
 
