@@ -4,7 +4,7 @@ For every rule 1,000 random intervals of all widths in its domain. *Parallel*: t
 that any slope has. *Adaptive*: the area between our two lines over the smallest area between any line above and any line
 below. Both minima are convex in the slope and found by golden sections on a grid of the interval, so they are lower
 bounds of what is possible; beside each jump the grid has a point on either side. *Outside*: points of a grid of 10,000 that
-lie beyond a line or the interval, beyond rounding.
+lie beyond a line or the interval, beyond rounding. *elementwise*: functions written in other operators, whose rules are made.
 
     python benchmarks/curved.py [--seed 0] [--intervals 1000] [RULE ...]
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common import machine, table
-from dual_layers import Choice, DualLayer, Interval, Offsets, PiecewiseLinear, Relaxed, RuleSample, Slopes, registered_rules
+from dual_layers import (
+    Call,
+    Choice,
+    DualLayer,
+    Interval,
+    Offsets,
+    PiecewiseLinear,
+    Relaxed,
+    RuleSample,
+    Slopes,
+    elementwise,
+    lookup,
+    registered_rules,
+)
 from dual_layers._probes import prepare
 from dual_layers.smooth import Smooth
 
@@ -168,6 +181,15 @@ def _beyond_lines(z: Tensor, values: Tensor, slopes: Slopes, offsets: Offsets) -
     return int((~((values >= lines[0] - allowance) & (values <= lines[1] + allowance))).sum())
 
 
+def layers() -> Iterator[tuple[str, Relaxed, RuleSample]]:
+    """Yield every rule on its samples, then the compositions, each with the operator that it is."""
+    for rule, sample in curved_rules(Smooth, PiecewiseLinear):
+        yield rule.__name__, rule(prepare(sample.call, torch.float64, torch.device("cpu"))), sample
+    for name, (function, _) in COMPOSED.items():
+        call = Call(elementwise(function))
+        yield "elementwise", lookup(call.operator)(call), RuleSample(name, call, ((1,),), low=-5.0, high=5.0)
+
+
 def main() -> int:
     """Print one line per rule; the exit status tells whether a line was crossed or a median ratio exceeds 1.05."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -176,12 +198,12 @@ def main() -> int:
     parser.add_argument("--intervals", type=int, default=1_000)
     options = parser.parse_args()
     rows, bad, start = [], False, time.perf_counter()
-    for rule, sample in curved_rules(Smooth, PiecewiseLinear):
-        if options.rules and rule.__name__ not in options.rules:
+    for name, layer, sample in layers():
+        if options.rules and name not in options.rules:
             continue
         box = intervals(sample, options.intervals, torch.Generator().manual_seed(options.seed))
-        found = measure(rule(prepare(sample.call, torch.float64, torch.device("cpu"))), box)
-        row = [rule.__name__, sample.label]
+        found = measure(layer, box)
+        row = [name, sample.label]
         for choice in CHOICES:
             ratios = found.ratios[choice]
             row += [f"{ratios.median():.3f}", f"{ratios.quantile(0.95):.3f}", f"{ratios.max():.3f}"]

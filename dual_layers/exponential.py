@@ -543,6 +543,27 @@ class DualFloatPower(Composite):
         yield RuleSample("another name", call, ((2, 3),), error=ValueError, message=wrong)
 
 
+@register(*spellings("xlogy"), torch.special.xlogy)
+class DualXLogY(Composite):
+    """``input * log(other)``; infinite bounds where ``other`` may not be positive. Source: a logarithm and a product."""
+
+    @staticmethod
+    def compose(input: Any, other: Any) -> Any:
+        """Multiply by the logarithm, which is a number where ``other`` is one."""
+        return input * (math.log(other) if isinstance(other, (int, float)) else torch.log(other))
+
+    @classmethod
+    def samples(cls) -> Iterator[RuleSample]:
+        """Yield either argument perturbed, and both."""
+        positive = {"low": 0.2, "high": 4.0}
+        yield RuleSample("both", Call(torch.xlogy, (INPUT, Slot(1))), ((2, 3), (2, 3)), **positive)
+        yield RuleSample("constant factor", Call(torch.xlogy, (-1.5, INPUT)), ((2, 3),), **positive)
+        yield RuleSample("constant logarithm", Call("xlogy", (INPUT, torch.tensor([0.5, 1.0, 3.0]))), ((2, 3),))
+        yield RuleSample("number", Call(torch.special.xlogy, (INPUT, 2.5)), ((2, 3),))
+        call, wrong = Call(torch.xlogy, (INPUT,)), "missing a required argument"
+        yield RuleSample("one argument", call, ((2, 3),), error=ValueError, message=wrong)
+
+
 def _end(slope: Tensor, rate: Tensor | float) -> Tensor:
     """Return the end at which a straight function, less that slope, is lowest."""
     return torch.where(slope < rate, -torch.inf, torch.inf).to(slope.dtype)
