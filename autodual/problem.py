@@ -171,7 +171,10 @@ class Problem:
 
     def _check_unchanged(self, expected: Tensor, traced: Tensor) -> None:
         if not agree(expected, self.flat(traced)):
-            raise TraceError("the model no longer computes what was traced: it was changed after certify; call certify again")
+            raise TraceError(
+                "the model no longer computes what was traced: it was changed after certify (call certify again), or its "
+                "region reaches inputs so large that rounding makes the difference (use double precision, or a smaller region)"
+            )
 
     def _model_at(self, arguments: Mapping[str, Any]) -> Tensor:
         with torch.no_grad(), buffers_kept(self.model):

@@ -202,8 +202,9 @@ def _compare(program: Program, model: nn.Module, call: Callable[[Arguments], Ten
     found = f"{(actual - expected).abs().max():.3g}" if actual.shape == expected.shape else f"shape {tuple(actual.shape)}"
     raise TraceError(
         f"the traced graph does not compute the model's function (difference {found}, output {tuple(expected.shape)}). "
-        "Likely causes: a branch on the type of x, random numbers, state changed in forward, a batch size baked in. "
-        "Pass example_input= to trace with torch.export, or rewrite that code."
+        "Likely causes: a branch on the type of x, random numbers, state changed in forward, a batch size baked in, or "
+        "rounding where inputs are very large. Pass example_input= to trace with torch.export, rewrite that code, or use "
+        "double precision."
     )
 
 
