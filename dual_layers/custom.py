@@ -227,7 +227,10 @@ class Elementwise(Relaxed):
     @classmethod
     def samples(cls) -> Iterator[RuleSample]:
         """Yield the function on numbers about zero, or on its domain, if it takes no constants."""
-        needed = [p for p in inspect.signature(cls.function).parameters.values() if p.default is p.empty]
+        try:
+            needed = [p for p in inspect.signature(cls.function).parameters.values() if p.default is p.empty]
+        except (TypeError, ValueError):  # a function of PyTorch's own
+            needed = [None]
         if len(needed) == 1:
             low, high = max(cls.domain[0], -5.0), min(cls.domain[1], 5.0)
             low, high = low + 0.02 * (high - low), high - 0.02 * (high - low)  # a derivative may be infinite at the ends

@@ -499,7 +499,8 @@ class DualPowerOf(Exponential):
     def turning(self, slope: Tensor, pieces: tuple[Piece, ...]) -> tuple[Tensor, ...]:
         """Return a logarithm of the slope, and an end where the base is 1."""
         (place,) = super().turning(slope, pieces)
-        return (torch.where(torch.as_tensor(self.rate == 0), _end(slope, 0.0), place),)
+        straight = torch.zeros_like(slope, dtype=torch.bool) | (self.rate == 0)
+        return (torch.where(straight, _end(slope, 0.0), place),)
 
     def outside(self, *boxes: Interval) -> Tensor:
         """Tell where the base is not positive."""

@@ -70,7 +70,10 @@ def check_rule(
         raise TypeError(f"check_rule takes the class of a rule, derived from DualLayer, got {rule!r}")
     if samples is None and "samples" in rule.__abstractmethods__:
         raise TypeError(f"{rule.__name__} defines no samples(), a classmethod that yields the calls to check it on")
-    for sample in rule.samples() if samples is None else samples:
+    chosen = list(rule.samples() if samples is None else samples)
+    if not chosen:
+        raise TypeError(f"{rule.__name__} has no samples of its own; pass samples=, a list of RuleSample")
+    for sample in chosen:
         where = f"{sample.label} ({str(dtype).removeprefix('torch.')}, {device})"
         if sample.error is not None:
             _run(rule, where, seed, "errors", lambda sample=sample: _bad_sample(rule, sample, dtype, torch.device(device)))

@@ -258,6 +258,15 @@ def test_options_that_make_no_sense_are_refused() -> None:
         elementwise(swishy, cells=0)
 
 
+def test_a_function_of_pytorch_itself_is_sampled() -> None:
+    operator = elementwise(torch.special.i1e, derivative_bound=0.5)
+    assert len(list(lookup(operator).samples())) == 2
+    operator = elementwise(lambda z, b: b * z.abs())
+    with pytest.raises(TypeError, match="has no samples of its own; pass samples="):  # what b is nobody knows
+        check_rule(lookup(operator))
+    check_rule(lookup(operator), samples=[RuleSample("b", Call(operator, (INPUT, -2.0)), ((2, 3),))])
+
+
 def test_the_operator_is_the_function() -> None:
     operator, z = elementwise(swishy), torch.randn(4, generator=torch.Generator().manual_seed(0))
     assert operator.__name__ == "swishy"
