@@ -36,7 +36,21 @@ def outcomes(rule: type[DualLayer]) -> list[Outcome]:
     return list(survey([rule]))
 
 
-@pytest.mark.parametrize("rule", registered_rules(), ids=lambda rule: rule.__name__)
+CURVED = (
+    "exponential",
+    "gated",
+    "sshaped",
+    "steps",
+    "trigonometric",
+    "logsumexp",
+)  # many samples; benchmarks/mutants.py has all
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [pytest.param(rule, marks=pytest.mark.slow if rule.__module__.endswith(CURVED) else ()) for rule in registered_rules()],
+    ids=lambda rule: rule.__name__,
+)
 def test_every_mutant_is_caught_or_equivalent(rule: type[DualLayer]) -> None:
     survivors = [
         f"{outcome.mutant.kind} in {outcome.mutant.method}" for outcome in outcomes(rule) if outcome.verdict == "survived"

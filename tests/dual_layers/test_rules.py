@@ -56,6 +56,7 @@ def test_rule_keeps_its_promises(rule: type[DualLayer], sample: RuleSample, dtyp
     check_rule(rule, dtype=dtype, device=device, samples=[sample])
 
 
+@pytest.mark.slow  # tests/test_coverage.py bounds a model for every spelling
 @pytest.mark.parametrize(("rule", "sample"), cases(other_spellings))
 def test_rule_keeps_its_promises_under_other_spellings(rule: type[DualLayer], sample: RuleSample) -> None:
     check_rule(rule, samples=[sample])
