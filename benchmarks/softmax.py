@@ -1,6 +1,6 @@
 """Softmax behind a small network, bounded as one operator and written out: how wide over what points reach?
 
-The written-out one is ``e = exp(z); e * reciprocal(sum(e))`` (a quotient would be recognised), and the logarithm of that.
+The written-out one is ``e = exp(z); e * reciprocal(sum(e))``, and the logarithm of that.
 *Odds* are differences of log-probabilities to the first class. Points are random, corners, and those that attacks find for up
 to 8 outputs. Widths are medians over outputs and examples, over the range that the points reach; 1 is the least there can be.
 

@@ -1,4 +1,7 @@
-"""Recognise operators that people write out: divisions by the root mean square, shares of exponentials, averages."""
+"""Recognise operators that people write out: divisions by the root mean square, averages.
+
+Not ``exp(z) / sum(exp(z))``: softmax has a value where the exponentials overflow, and the model has none.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from autodual import operators
@@ -40,7 +42,7 @@ def recognize(graph: Graph, model: nn.Module) -> Graph:
 
 
 def _recognized(node: Node, nodes: Nodes, model: nn.Module) -> Node:
-    found = _division_by_size(node, nodes) or _shares(node, nodes) or _average(node, nodes, model)
+    found = _division_by_size(node, nodes) or _average(node, nodes, model)
     return node if found is None else replace(node, operator=found[0], args=found[1], kwargs={})
 
 
@@ -53,17 +55,6 @@ def _division_by_size(node: Node, nodes: Nodes) -> Replacement | None:
         if mean is not None and value == _squared(mean[0], nodes):
             return divided_by_size, (value, mean[1], total[1])
     return None
-
-
-def _shares(node: Node, nodes: Nodes) -> Replacement | None:
-    """Read ``exp(z) / sum(exp(z))`` over one axis."""
-    if not _is(node, *_QUOTIENT):
-        return None
-    powers, total = _node(node.args[0], nodes, "exp"), _over_axes(_node(node.args[1], nodes, "sum"))
-    if powers is None or total is None or total[0] != node.args[0]:
-        return None
-    axes = total[1] if isinstance(total[1], (tuple, list)) else [total[1]]
-    return (torch.softmax, (powers.args[0], axes[0])) if len(axes) == 1 else None
 
 
 def _average(node: Node, nodes: Nodes, model: nn.Module) -> Replacement | None:
