@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
@@ -52,9 +53,15 @@ def support_table(*, builtin: bool = False) -> list[SupportRow]:
     rows = [
         SupportRow(_family(rule), rule.__name__, _kind(rule), _spellings(rule), _summary(rule))
         for rule in registered_rules()
-        if not builtin or rule.__module__.startswith("dual_layers.")
+        if not builtin or _is_builtin(rule)
     ]
     return sorted(rows, key=lambda row: (row.family, row.rule))
+
+
+def _is_builtin(rule: type[DualLayer]) -> bool:
+    """Whether a rule stands in a module of ``dual_layers``; one that was made for somebody's function does not."""
+    own = rule.__module__.startswith("dual_layers.")
+    return own and getattr(sys.modules[rule.__module__], rule.__name__, None) is rule
 
 
 def to_markdown(rows: Iterable[SupportRow]) -> str:

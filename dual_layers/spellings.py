@@ -39,7 +39,8 @@ def spellings(*names: str) -> list[Any]:
 
 
 def _overloads(packet: Any) -> list[Any]:
-    overloads = [getattr(packet, name) for name in packet.overloads() if "out" not in name and "name" not in name.lower()]
+    names = [name for name in packet.overloads() if "out" not in name.lower() and "name" not in name.lower()]
+    overloads = [getattr(packet, name) for name in names]
     return [overload for overload in overloads if _takes_tensors(overload)]
 
 
