@@ -88,15 +88,6 @@ def elementwise(
 
     Raises:
         ValueError: both a derivative and a bound of it are given, or there are no cells.
-
-    Example:
-        >>> from dual_layers import lookup
-        >>> @elementwise
-        ... def swishy(z):
-        ...     return z * torch.sigmoid(1.5 * z) + 0.1 * torch.sin(z)
-        >>> box = lookup(swishy)(Call(swishy)).interval(Interval(torch.tensor([-1.0]), torch.tensor([2.0])))
-        >>> [round(end.item(), 2) for end in (box.lower, box.upper)]
-        [-0.27, 2.0]
     """
     if derivative is not None and derivative_bound is not None:
         raise ValueError("give either the derivative or a bound of it, not both")
