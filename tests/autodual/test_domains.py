@@ -24,9 +24,9 @@ class Behind(nn.Module):
     def __init__(self, function: Callable[[Tensor], Tensor], *, width: int = 2) -> None:
         super().__init__()
         self.function = function
-        self.last = nn.Linear(width, 3)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
+            self.last = nn.Linear(width, 3)
             nn.init.normal_(self.last.weight)
         self.double()
 
