@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, get_args
 
 from autodual.errors import SpecificationError
+from autodual.estimators import BOUNDING, FEWEST, Estimator
+from dual_layers import NONE, REAL, Guarantee, probabilistic
+
+
+class Proof:
+    """What methods have in common whose bounds hold in exact arithmetic."""
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What their bounds are worth."""
+        return REAL
 
 
 @dataclass(frozen=True)
-class IBP:
+class IBP(Proof):
     """``"interval"``: interval arithmetic through the network, the last affine segment merged with the specification.
 
     Example:
@@ -25,7 +36,7 @@ class IBP:
 
 
 @dataclass(frozen=True)
-class Dual:
+class Dual(Proof):
     """``"dual"``: the dual network with parallel slopes, the thesis' bound (Algorithms 1 and 2).
 
     Attributes:
@@ -56,7 +67,7 @@ class Dual:
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class Adaptive(Proof):
     """``"adaptive"``: lower and upper lines chosen separately for smallest area; two signs per walk.
 
     Attributes:
@@ -76,9 +87,96 @@ class Adaptive:
     strict: bool = False
 
 
-Method = IBP | Dual | Adaptive
+@dataclass(frozen=True)
+class Projected:
+    """``"projected"``: the dual network with parallel slopes by random projections, some ``r + 2`` forward passes.
 
-METHODS: dict[str, type[Method]] = {"interval": IBP, "dual": Dual, "adaptive": Adaptive}
+    A hidden unit's radius is a norm over all noise symbols before it. One stream of ``r`` random vectors, pushed forward,
+    carries them all; the magnitudes of its samples tell the norm (thesis, section 3.4.5 and Algorithm 3). With ``median`` or
+    ``log-mean`` the result is an *estimate* (guarantee ``NONE``): made to train on, it certifies nothing. With ``geometric``,
+    ``order`` or ``tightest`` each radius is an upper bound except with a stated probability (section 3.4.6, errata 10 and
+    11), every hidden layer has projections of its own, and the guarantee is ``PROBABILISTIC``.
+
+    Attributes:
+        r: number of projections; an estimate's relative spread is about ``1.6 / sqrt(r)``.
+        estimator: ``median`` (gradients reach one sample per unit), ``log-mean`` (no sort, gradients reach all samples),
+            ``geometric`` (Chernoff's tail), ``order`` (exact binomial tail) or ``tightest`` (the better of these two).
+        seed: of the random numbers, which no batch or machine changes; by default drawn from torch's global generator.
+        delta: with ``geometric``, ``order`` and ``tightest``, the probability that a certificate among ``examples`` fails.
+        examples: how many examples ``delta`` covers together: 1 for a statement about each alone, or the size of the data set.
+        first_exact: bound what lies behind the first affine segment exactly instead.
+        last_exact: walk the rows of the specification back exactly where there are at most ``r`` of them.
+        intersect: meet every estimate with the interval bound, and spare elements that this one proves stable.
+        at_once: projections walked at a time, to save memory: every layer is then reached anew from the input, and in training
+            recomputed in the backward pass. By default all streams are kept on the way.
+
+    Example:
+        >>> import autodual, torch
+        >>> _ = torch.manual_seed(0)
+        >>> hidden = [module for _ in range(3) for module in (torch.nn.Linear(64, 64), torch.nn.ReLU())]
+        >>> net = autodual.certify(torch.nn.Sequential(*hidden, torch.nn.Linear(64, 2)).double())
+        >>> x, region = torch.zeros(1, 64).double(), autodual.LInf(0.1)
+        >>> exact, few = net.bounds(x, region), net.bounds(x, region, method=autodual.Projected(r=200, seed=0))
+        >>> str(few.guarantee), bool(((few.upper - few.lower) / (exact.upper - exact.lower) - 1).abs().max() < 0.2)
+        ('NONE', True)
+        >>> sure = net.bounds(x, region, method=autodual.Projected(r=200, estimator="tightest", delta=0.01, seed=0))
+        >>> str(sure.guarantee), bool((sure.upper >= few.upper).all())
+        ('PROBABILISTIC(0.01)', True)
+    """
+
+    r: int = 50
+    estimator: Estimator = "median"
+    seed: int | None = None
+    delta: float = 0.01
+    examples: int = 1
+    first_exact: bool = True
+    last_exact: bool = True
+    intersect: bool = True
+    at_once: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        known = get_args(Estimator)
+        if self.estimator not in known:
+            raise SpecificationError(f"estimator must be one of {', '.join(known)}, got {self.estimator!r}")
+        if not _is_count(self.r) or self.r < (1 if self.estimator in BOUNDING else FEWEST):
+            raise SpecificationError(f"r, the number of projections, must be an integer of at least {FEWEST}, got {self.r!r}")
+        if self.seed is not None and (not isinstance(self.seed, int) or self.seed < 0):
+            raise SpecificationError(f"seed must be None or an integer of at least 0, got {self.seed!r}")
+        if not isinstance(self.delta, (int, float)) or not 0 < self.delta < 1:
+            raise SpecificationError(f"delta, the probability of failure, must lie between 0 and 1, got {self.delta!r}")
+        if not _is_count(self.examples):
+            raise SpecificationError(f"examples must be a positive integer, got {self.examples!r}")
+        if self.at_once is not None and not _is_count(self.at_once):
+            raise SpecificationError(f"at_once must be None or a positive integer, got {self.at_once!r}")
+        if self.bounding and not (self.last_exact and self.intersect):
+            raise SpecificationError(
+                f'estimator "{self.estimator}" needs last_exact and intersect: they only sharpen a certificate'
+            )
+
+    @property
+    def bounding(self) -> bool:
+        """Whether radii are upper bounds except with a stated probability."""
+        return self.estimator in BOUNDING
+
+    @property
+    def strict(self) -> bool:
+        """As for ``Dual``: whether no element is spared."""
+        return not self.intersect
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What one example's bounds are worth."""
+        return probabilistic(self.delta / self.examples) if self.bounding else NONE
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+Method = IBP | Dual | Adaptive | Projected
+
+METHODS: dict[str, type[Method]] = {"interval": IBP, "dual": Dual, "adaptive": Adaptive, "projected": Projected}
 
 
 def resolve(method: str | Method) -> Method:

@@ -134,10 +134,10 @@ class BoundModule(nn.Module):
             spec = check_rows(spec, problem.batch, problem.outputs, problem.like)
         if problem.batch == 0:
             empty = problem.empty(problem.outputs if spec is None else spec.shape[-2])
-            return Interval(empty, empty, problem.guarantee)
+            return Interval(empty, empty, problem.guarantee & options.guarantee)
         lower, upper, allowance = bound_rows(self._run(problem), options, spec)
         slack = allowance if allow_rounding else 0.0
-        return Interval(lower - slack, upper + slack, problem.guarantee)
+        return Interval(lower - slack, upper + slack, problem.guarantee & options.guarantee)
 
     @_outside_inference
     def margins(self, x: Inputs, y: Any, region: Regions, method: str | Method = "dual") -> Tensor:
@@ -173,14 +173,19 @@ class BoundModule(nn.Module):
             predicted = problem.outputs_at_x().argmax(1)
             wrong = (problem.outputs_at_centre().argmax(1) != y) & problem.centre_is_inside()
             certified, unbounded = certified_by(margins, allowance, y), () if run is None else violations(run)
+            guarantee = problem.guarantee & options.guarantee
+            if guarantee == NONE:
+                certified = torch.zeros_like(certified)
             if problem.guarantee == NONE:  # batch statistics: another function than evaluation mode's, so nothing is known
-                certified, wrong = torch.zeros_like(certified), torch.zeros_like(wrong)
+                wrong = torch.zeros_like(wrong)
         verdict = tuple(
             Verdict.CERTIFIED if good else Verdict.FALSIFIED if bad else Verdict.UNKNOWN
             for good, bad in zip(certified.tolist(), wrong.tolist(), strict=True)
         )
-        guarantee, described = problem.guarantee, repr(region)
-        return Report(certified, verdict, predicted, y, margins, allowance, guarantee, options, described, unbounded)
+        sampling = None if run is None else run.sampling
+        return Report(
+            certified, verdict, predicted, y, margins, allowance, guarantee, options, repr(region), unbounded, sampling
+        )
 
     @_outside_inference
     def robust_loss(
@@ -278,7 +283,8 @@ class BoundModule(nn.Module):
             raise SpecificationError("an empty batch has no intermediate bounds")
         run = self._run(problem)
         bound_rows(run, options, None)
-        return {name: Interval(box.lower, box.upper, problem.guarantee) for name, box in run.boxes.items()}
+        guarantee = problem.guarantee & options.guarantee
+        return {name: Interval(box.lower, box.upper, guarantee) for name, box in run.boxes.items()}
 
     @_outside_inference
     def explain(self, x: Inputs | None = None, region: Regions | None = None, method: str | Method = "dual") -> Explanation:

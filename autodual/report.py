@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from autodual.estimators import Sampling
 from autodual.methods import Method
 from dual_layers import NONE, Guarantee
 
@@ -41,6 +42,7 @@ class Report:
         region: description of the region.
         violations: where a region leaves the domain of an operator, or a value may leave the floats: one text per example
             and operator, with its interval and source line. Such examples are never certified.
+        sampling: the random numbers behind the margins: how many, their seed, what was estimated and with what delta.
     """
 
     certified: Bool[Tensor, " batch"]
@@ -53,6 +55,7 @@ class Report:
     method: Method
     region: str
     violations: tuple[str, ...] = ()
+    sampling: Sampling | None = None
 
     def summary(self) -> str:
         """Describe the outcome in a few lines."""
@@ -74,13 +77,27 @@ class Report:
             rest = len(self.violations) - LISTED
             lines += ["not bounded", *(f"  {text}" for text in self.violations[:LISTED])]
             lines += [f"  and {rest} more, in .violations"] if rest > 0 else []
+        if self.sampling is not None:
+            lines.append(f"drawn      {self.sampling}")
         if self.guarantee == NONE:
-            lines.append("nothing can be certified: batch norm uses the statistics of the clean batch; call eval()")
+            lines.append(f"nothing can be certified: {self.reason}")
         return "\n".join(lines)
+
+    @property
+    def reason(self) -> str:
+        """Why the guarantee is ``NONE``, and what to do."""
+        return why_none(self.method)
 
     def __str__(self) -> str:
         """Return the summary."""
         return self.summary()
+
+
+def why_none(method: Method) -> str:
+    """Say why bounds by this method carry no guarantee, and what to do: it is the method, or else the model's mode."""
+    if method.guarantee == NONE:
+        return f'the {method.estimator} of random projections is an estimate; take estimator="tightest", or method="dual"'
+    return "batch norm uses the statistics of the clean batch; call model.eval()"
 
 
 def certified_by(

@@ -50,6 +50,11 @@ def _affine_duality(case: Case, layer: Affine) -> None:
     moved = layer.linear(*tangents)
     size = case.apply(matrix.abs(), tuple(t.abs() for t in tangents)) + zero.abs() + 1
     same(moved, case.apply(matrix, tangents), tolerance * size, "linear(t) against f(t) - f(0)")
+    lengths = tuple(t.abs() for t in tangents)
+    norms = layer.euclidean(*lengths)
+    if norms is not None:
+        expected = (case.matrix * join(lengths).to(matrix.dtype)).norm(dim=1).reshape(norms.shape)
+        same(norms.to(matrix.dtype), expected, tolerance * size, "euclidean(t) against the norms of the rows of A diag(t)")
     nu = case.rows(signed=False)
     expected, allowance = flat((nu,)) @ matrix, tolerance * (flat((nu,)).abs() @ matrix.abs() + 1)
     for inputs in (case.inputs(), tuple(torch.zeros_like(t) for t in tangents)):  # only the inputs' shape may matter

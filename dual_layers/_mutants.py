@@ -87,8 +87,8 @@ def mutants(rule: type[DualLayer]) -> Iterator[Mutant]:
 
 def _methods(rule: type[DualLayer]) -> tuple[str, ...]:
     if issubclass(rule, Affine):
-        own = rule.magnitude is not Affine.magnitude
-        return ("interval", "linear", "transpose", "magnitude") if own else ("interval", "linear", "transpose")
+        own = [method for method in ("magnitude", "euclidean") if getattr(rule, method) is not getattr(Affine, method)]
+        return ("interval", "linear", "transpose", *own)
     return ("interval", "slopes", "conjugate", "pull") if issubclass(rule, Relaxed) else ("interval",)
 
 
@@ -285,6 +285,8 @@ def _each(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """Apply a function to the tensors of an answer, whichever kind of answer it is; parallel slopes stay one tuple."""
     if isinstance(value, Tensor):
         return function(value)
+    if value is None:
+        return None
     if isinstance(value, Slopes) and value.parallel:
         lower = _each(function, value.lower)
         return Slopes(lower, lower)

@@ -47,6 +47,13 @@ class Convolution(Affine, ABC):
         arguments = self.arguments
         return _apply(radii[0], arguments, arguments.weight.abs())
 
+    def euclidean(self, *lengths: Tensor) -> Tensor | None:
+        """Convolve squares with the squared weight; not where padding may bring one element into a window twice."""
+        arguments = self.arguments
+        if not arguments.transposed and arguments.padding_mode != "zeros":
+            return None
+        return _apply(lengths[0].square(), arguments, arguments.weight.square()).clamp(min=0).sqrt()
+
     def transpose(self, nu: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Convolve the other way, with the rows folded into the batch: one large convolution, no vmap."""
         arguments = self.arguments

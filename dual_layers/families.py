@@ -58,6 +58,13 @@ class Affine(DualLayer):
         """Apply ``|A|``, the operator with absolute coefficients and no constant part, to non-negative radii."""
         raise NotImplementedError(f"{type(self).__name__} is not monotone and must define magnitude()")
 
+    def euclidean(self, *lengths: Tensor) -> Tensor | None:
+        """Return the Euclidean norm of each row of ``A diag(lengths)``: ``sqrt(A^2 lengths^2)``, squares element by element.
+
+        None where that is not known; a rule defines it where squaring the operator's own coefficients gives it.
+        """
+        return None
+
     def interval(self, *boxes: Interval) -> Interval:
         """Map centre and radius: exact for one affine map of independent coordinates."""
         if self.facts.monotone:

@@ -62,6 +62,10 @@ class DualLinear(Affine):
         """Multiply by the absolute weight."""
         return F.linear(radii[0], self.arguments.weight.abs())
 
+    def euclidean(self, *lengths: Tensor) -> Tensor:
+        """Multiply squares by the squared weight."""
+        return F.linear(lengths[0].square(), self.arguments.weight.square()).sqrt()
+
     @classmethod
     def samples(cls) -> Iterator[RuleSample]:
         """Yield the spellings, with and without bias, several leading axes, a vector, and a wrong width."""

@@ -47,11 +47,10 @@ def backward(run: Run, target: str, nu: Float[Tensor, " rows *node"], *, magnitu
     Returns:
         The deviation of each row in each example.
     """
-    order = [*run.program.sources, *run.program.rules]
     zero = torch.zeros(nu.shape[0], run.batch, dtype=nu.dtype, device=nu.device)
     total = Deviation(zero, zero, zero if magnitude else None)
     pending = {target: nu}
-    for name in reversed(order[: order.index(target) + 1]):
+    for name in reversed(run.order[: run.order.index(target) + 1]):
         nu = pending.pop(name, None)
         if nu is None:
             continue
@@ -72,23 +71,23 @@ def backward(run: Run, target: str, nu: Float[Tensor, " rows *node"], *, magnitu
 def _sum(run: Run, name: str, left: Tensor, right: Tensor) -> Tensor:
     """Add rows of a node; where either are still shared by all examples and the others are not, repeat them."""
     if left.shape != right.shape:
-        left, right = _expand(run, name, left), _expand(run, name, right)
+        left, right = run.expand(name, left), run.expand(name, right)
     return left + right
 
 
 def _transpose(run: Run, name: str, nu: Tensor) -> tuple[Tensor, ...]:
     """Pull rows through an affine node; rows still shared by all examples stay shared."""
-    if _is_shared(run, name, nu) and run.is_shareable(name):
+    if run.is_shared(name, nu) and run.is_shareable(name):
         one = run.template
         return one.layers[name].transpose(nu, one.parents(name))
-    return run.layers[name].transpose(_expand(run, name, nu), run.parents(name))
+    return run.layers[name].transpose(run.expand(name, nu), run.parents(name))
 
 
 def _relaxed(run: Run, name: str, nu: Tensor, total: Deviation) -> tuple[Tensor, ...]:
     """Pull rows through a relaxed node and add what its lines allow."""
     lines = run.lines[name]
     if run.layouts[name].factor > 1 or not run.layers[name].facts.positionwise:
-        nu = _expand(run, name, nu)
+        nu = run.expand(name, nu)
     _add_penalty(run, name, nu, lines, total)
     nu = nu if lines.sloping is None else nu * lines.sloping
     return () if lines.slopes is None else run.layers[name].pull(nu, lines.slopes, run.parents(name))
@@ -118,7 +117,7 @@ def _add_penalty(run: Run, name: str, nu: Tensor, lines: Lines, total: Deviation
 
 def _add_input(run: Run, name: str, nu: Tensor, total: Deviation) -> None:
     region, x = run.regions[name], run.given[name]
-    nu = _expand(run, name, nu)
+    nu = run.expand(name, nu)
     below = region.excess(x, nu if region.symmetric else -nu)
     total.lower = total.lower - below
     if total.upper is not None:
@@ -135,15 +134,3 @@ def _contract(
     if rows.shape[1] == 1:
         return rows[:, 0] @ weights.T
     return torch.einsum("rbf,bf->rb", rows, weights)
-
-
-def _is_shared(run: Run, name: str, nu: Tensor) -> bool:
-    return run.batch > 1 and nu.shape[1 + run.layouts[name].axis] < run.values[name].shape[run.layouts[name].axis]
-
-
-def _expand(run: Run, name: str, nu: Tensor) -> Tensor:
-    """Repeat shared rows for every example, without copying where strides can do it."""
-    if not _is_shared(run, name, nu):
-        return nu
-    rows = run.examples(name, nu, lead=1)
-    return run.node(name, rows.expand(-1, run.batch, -1), lead=1)

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from autodual.bounds.backward import Deviation
 from autodual.bounds.intermediate import in_chunks, relax
 from autodual.bounds.run import ROUNDINGS, Run, meet
 from autodual.methods import Method
@@ -29,7 +30,7 @@ def bound_rows(
     output = run.program.graph.output
     if output not in run.program.rules and output not in run.program.sources:
         return _constant(run, output, spec)
-    relax(run, method, output)
+    projections = relax(run, method, output)
     value = run.values[output]
     outputs, plain = run.features(output), spec is None
     if plain:
@@ -43,8 +44,12 @@ def bound_rows(
         shape[layout.axis] = layout.factor * chosen.shape[1]
         return layout.node(chosen, tuple(shape), lead=1)
 
-    every = torch.arange(rows.shape[1], device=value.device)
-    deviation = in_chunks(run, output, every, seeds, magnitude=True, lower_only=lower_only)
+    if projections is None or projections.walks_back(rows.shape[1]):
+        every = torch.arange(rows.shape[1], device=value.device)
+        deviation = in_chunks(run, output, every, seeds, magnitude=True, lower_only=lower_only)
+    else:
+        lower, upper = projections.row_bounds(output, rows)
+        deviation = Deviation(lower.T, upper.T, torch.zeros_like(lower.T))  # an estimate: rounding is the least of its errors
     middle = (rows * run.examples(output, value)[:, None]).sum(-1)
     lower, upper = middle + deviation.lower.T, middle + deviation.upper.T
     if plain and not run.strict:

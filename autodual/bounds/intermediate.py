@@ -10,42 +10,58 @@ from torch.utils.checkpoint import checkpoint
 
 from autodual.bounds.backward import Deviation, backward
 from autodual.bounds.forward import NoiseSymbols
+from autodual.bounds.projected import Projections, first_segment
 from autodual.bounds.run import Lines, Run, identity_rows, meet
-from autodual.methods import IBP, Adaptive, Dual, Method
+from autodual.methods import IBP, Adaptive, Dual, Method, Projected
 from dual_layers import Interval
 
+Forward = NoiseSymbols | Projections
 
-def relax(run: Run, method: Method, target: str) -> None:
+
+def relax(run: Run, method: Method, target: str) -> Projections | None:
     """Fix the lines of every nonlinear ancestor of a node.
 
     Args:
         run: filled in: boxes of the nodes that needed them, lines of the nonlinear ones.
-        method: interval, dual or adaptive.
+        method: how to bound.
         target: the node that is to be bounded afterwards.
+
+    Returns:
+        The random projections, if the method has any.
     """
-    ancestors = needed(run, target)
+    ancestors = run.needed(target)
     run.strict = not isinstance(method, IBP) and method.strict
-    symbols = NoiseSymbols(run) if isinstance(method, Dual) and method.walk == "forward" else None
+    forward = _forward_walk(run, method, target)
     for name in run.program.relaxed:
         if name not in ancestors:
             continue
         if isinstance(method, IBP):
             _relax_constant(run, name)
             continue
-        box = tuple(_bound_input(run, parent, method, symbols) for parent in run.program.parents[name])
+        box = tuple(_bound_input(run, parent, method, forward) for parent in run.program.parents[name])
         slopes = run.layers[name].slopes(box, "adaptive" if isinstance(method, Adaptive) else "parallel")
         run.lines[name] = run.relate(name, slopes, box)
+    return forward if isinstance(forward, Projections) else None
 
 
-def needed(run: Run, target: str) -> set[str]:
-    """Collect the perturbed nodes that a node depends on, itself included."""
-    found, stack = set(), [target]
-    while stack:
-        name = stack.pop()
-        if name not in found:
-            found.add(name)
-            stack.extend(run.program.parents.get(name, ()))
-    return found
+def _forward_walk(run: Run, method: Method, target: str) -> Forward | None:
+    if isinstance(method, Projected):
+        projections = Projections(run, method, _estimated(run, method, target))
+        run.sampling = projections.sampling
+        return projections
+    return NoiseSymbols(run) if isinstance(method, Dual) and method.walk == "forward" else None
+
+
+def _estimated(run: Run, method: Projected, target: str) -> tuple[str, ...]:
+    """Name the nodes whose bounds are estimated on the way to a target, itself left out."""
+    ancestors, found = run.needed(target), {}
+    inputs = [parent for name in run.program.relaxed if name in ancestors for parent in run.program.parents[name]]
+    for name in inputs:
+        while not _taken_exactly(run, name, method) and _repeats(run, name):
+            (name,) = run.program.parents[name]
+        if not _taken_exactly(run, name, method) and not (method.first_exact and first_segment(run, name) is not None):
+            found[name] = None
+    return tuple(found)
 
 
 def _relax_constant(run: Run, name: str) -> None:
@@ -56,17 +72,19 @@ def _relax_constant(run: Run, name: str) -> None:
     run.lines[name] = Lines(None, (box.lower - value).clamp(max=0), (box.upper - value).clamp(min=0))
 
 
-def _bound_input(run: Run, name: str, method: Dual | Adaptive, symbols: NoiseSymbols | None) -> Interval:
+def _bound_input(run: Run, name: str, method: Dual | Adaptive | Projected, forward: Forward | None) -> Interval:
     """Bound a nonlinear node's input, element by element, as far as its consumers have use for."""
     if name not in run.boxes:
-        if _is_exact(run, name):
+        if _taken_exactly(run, name, method):
             run.boxes[name], run.how[name] = run.hull(name), "interval, exact"
         elif _repeats(run, name):
             parent = run.program.parents[name][0]
-            box = _bound_input(run, parent, method, symbols)
+            box = _bound_input(run, parent, method, forward)
             run.boxes[name], run.how[name] = run.rounded(name, run.layers[name].interval(box)), f"as {parent}"
-        elif symbols is not None:
-            run.boxes[name], run.how[name] = _from_symbols(run, name, method, symbols)
+        elif isinstance(forward, Projections):
+            run.boxes[name], run.how[name] = _from_projections(run, name, method, forward)
+        elif forward is not None:
+            run.boxes[name], run.how[name] = _from_symbols(run, name, method, forward)
         else:
             run.boxes[name], run.how[name] = _from_rows(run, name, method)
         run.forget_behind(name)
@@ -75,8 +93,14 @@ def _bound_input(run: Run, name: str, method: Dual | Adaptive, symbols: NoiseSym
 
 def _is_exact(run: Run, name: str) -> bool:
     """Whether interval arithmetic bounds a node exactly."""
-    separable = all(run.regions[source].separable for source in run.program.sources if source in needed(run, name))
+    separable = all(run.regions[source].separable for source in run.program.sources if source in run.needed(name))
     return name in run.program.sources or (separable and name in run.exact_intervals)
+
+
+def _taken_exactly(run: Run, name: str, method: Method) -> bool:
+    """Whether a node is left to interval arithmetic, which is exact there, unless the method estimates all the same."""
+    wants_all = isinstance(method, Projected) and not method.first_exact
+    return name in run.program.sources or (not wants_all and _is_exact(run, name))
 
 
 def _repeats(run: Run, name: str) -> bool:
@@ -86,7 +110,7 @@ def _repeats(run: Run, name: str) -> bool:
     return (facts.selection and len(parents) == 1) or (facts.elementwise and grows)
 
 
-def _wanted(run: Run, name: str, method: Dual | Adaptive) -> Tensor:
+def _wanted(run: Run, name: str, method: Dual | Adaptive | Projected) -> Tensor:
     """Tell which elements need more than their interval bounds: ``[batch, features]``."""
     if method.strict:
         return torch.ones(run.batch, run.features(name), dtype=torch.bool, device=run.values[name].device)
@@ -155,6 +179,26 @@ def _from_symbols(run: Run, name: str, method: Dual | Adaptive, symbols: NoiseSy
     wanted = _wanted(run, name, method)
     every = torch.arange(run.features(name), device=wanted.device)
     return _merge(run, name, wanted, every, lower, upper), how
+
+
+def _from_projections(run: Run, name: str, method: Projected, projections: Projections) -> tuple[Interval, str]:
+    wanted = _wanted(run, name, method)
+    columns = wanted.any(0).nonzero()[:, 0]
+    if not len(columns):
+        return run.hull(name), "interval, stable"
+    width, reference = run.features(name), run.examples(name, run.values[name])
+    if 2 * len(columns) > width:  # picking columns costs as much as reading them
+        columns, every = torch.arange(width, device=columns.device), True
+    else:
+        every = False
+    lower, upper = (end.to(reference.dtype) for end in projections.bounds(name, None if every else columns))
+    how = f"{len(columns)} of {width} by {method.r} projections"
+    if method.strict:
+        return _interval(run, name, lower, upper), how
+    # The reference is a point of the region: an estimate that leaves it out is too narrow.
+    reference = reference if every else reference[:, columns]
+    box = _merge(run, name, wanted, columns, torch.minimum(lower, reference), torch.maximum(upper, reference))
+    return meet(box, run.hull(name)), how
 
 
 def _merge(run: Run, name: str, wanted: Tensor, rows: Tensor, lower: Tensor, upper: Tensor) -> Interval:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from autodual.compile import Enclosure, Program
 from autodual.errors import AutoDualError
+from autodual.estimators import Sampling
 from autodual.layout import Layout
 from autodual.primal import evaluate
 from autodual.regions import Region
@@ -72,6 +73,7 @@ class Run:
         hulls: interval bounds, filled on demand.
         lines: the relaxation of every nonlinear node, filled in topological order.
         how: per bounded node, how its bounds were found, for ``explain``.
+        sampling: the random numbers behind the bounds, if there are any.
     """
 
     program: Program
@@ -88,6 +90,7 @@ class Run:
     hulls: dict[str, Interval] = field(default_factory=dict)
     lines: dict[str, Lines] = field(default_factory=dict)
     how: dict[str, str] = field(default_factory=dict)
+    sampling: Sampling | None = None
 
     @cached_property
     def values(self) -> dict[str, Any]:
@@ -149,7 +152,7 @@ class Run:
     @cached_property
     def coarsest(self) -> float:
         """The largest unit roundoff among the values on the way."""
-        return max(torch.finfo(self.values[name].dtype).eps for name in [*self.program.sources, *self.program.rules])
+        return max(torch.finfo(self.values[name].dtype).eps for name in self.order)
 
     @cached_property
     def exact_intervals(self) -> frozenset[str]:
@@ -214,6 +217,31 @@ class Run:
                 return False
         return True
 
+    def is_shared(self, name: str, rows: Tensor) -> bool:
+        """Whether rows ``[rows, *node]`` have a batch of one and so stand for every example."""
+        return self.batch > 1 and rows.shape[1 + self.layouts[name].axis] < self.values[name].shape[self.layouts[name].axis]
+
+    def expand(self, name: str, rows: Tensor) -> Tensor:
+        """Repeat shared rows for every example, without copying where strides can do it."""
+        if not self.is_shared(name, rows):
+            return rows
+        return self.node(name, self.examples(name, rows, lead=1).expand(-1, self.batch, -1), lead=1)
+
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """Names of all perturbed nodes, in topological order."""
+        return (*self.program.sources, *self.program.rules)
+
+    def needed(self, target: str) -> set[str]:
+        """Collect the perturbed nodes that a node depends on, itself included."""
+        found, stack = set(), [target]
+        while stack:
+            name = stack.pop()
+            if name not in found:
+                found.add(name)
+                stack.extend(self.program.parents.get(name, ()))
+        return found
+
     def settle(self) -> None:
         """Fill every cache now."""
         _ = self.layers
@@ -274,8 +302,7 @@ class Run:
 
     def forget_behind(self, name: str) -> None:
         """Drop interval bounds of later nodes, which may have been asked for before this node's box was known."""
-        order = [*self.program.sources, *self.program.rules]
-        for later in order[order.index(name) :]:
+        for later in self.order[self.order.index(name) :]:
             self.hulls.pop(later, None)
 
     def _enclosures(self, name: str) -> Iterator[tuple[Enclosure, DualLayer]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autodual.regions.balls import L1, L2, LInf
-from autodual.regions.base import Region
+from autodual.regions.base import Noise, Region
 from autodual.regions.boxes import Box
 
-__all__ = ["L1", "L2", "Box", "LInf", "Region"]
+__all__ = ["L1", "L2", "Box", "LInf", "Noise", "Region"]

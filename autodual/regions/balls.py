@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from autodual.regions.base import Region
+from autodual.regions.base import CAUCHY, NORMAL, Noise, Region
 from autodual.regions.boxes import BoxShaped, uniform
 from autodual.regions.checks import as_limit, check_domain, check_epsilon, check_input, check_inside, describe
 from autodual.regions.supports import (
@@ -97,6 +97,10 @@ class LInf(Ball, BoxShaped):
             return eps * l1_norm(v) if eps.shape in ((), x.shape[:1]) else total((v * eps).abs_())
         return super().excess(x, v)
 
+    def noise(self, x: Tensor) -> Noise:
+        """Return Cauchy noise of scale eps, or of half the width that the domain leaves."""
+        return Noise(CAUCHY, self.radius_of(x)) if self.domain is None else super().noise(x)
+
     def validate(self, x: Tensor, name: str = "x") -> None:
         """Raise ``SpecificationError`` for a bad radius or domain, or where ball and domain do not meet."""
         check_input(x, name)
@@ -139,6 +143,10 @@ class RoundBall(Ball):
     def hull(self, x: Tensor) -> Interval:
         """Return the box ``center +- eps`` cut by the domain: every end is reached along its own axis."""
         return self.box_around(self.center(x))
+
+    def noise(self, x: Tensor) -> Noise:
+        """Return normal noise of scale eps: the whole Euclidean ball's, which holds l_1 balls and balls cut by a domain."""
+        return Noise(NORMAL, self.radius_of(x))
 
     def room(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return how far the domain reaches below and above the centre, each (batch, coordinates), at least 0."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,8 +13,26 @@ from autodual.regions.checks import check_input, check_support, describe
 from autodual.regions.supports import dot
 from dual_layers.contract import Interval
 
+CAUCHY: Literal["cauchy"] = "cauchy"
+NORMAL: Literal["normal"] = "normal"
 _HULL_ELEMENTS = 2**22  # rows of +-e_i are pushed through ``support`` in chunks of about this many numbers
 _PLAIN = (Tensor, int, float, str, tuple)  # attributes that tell something in a line
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Random inputs whose projections are as wide as a region: independent stable variables, one per coordinate.
+
+    ``v . (scale * C)`` with Cauchy variables is a Cauchy variable of scale ``||scale * v||_1``, with normal ones a normal
+    variable of scale ``||scale * v||_2``: the support of a box, or of a Euclidean ball, about its centre.
+
+    Attributes:
+        kind: ``"cauchy"`` or ``"normal"``.
+        scale: non-negative, broadcasts to the input.
+    """
+
+    kind: Literal["cauchy", "normal"]
+    scale: Tensor
 
 
 class Region(ABC):
@@ -87,6 +107,11 @@ class Region(ABC):
             upper.append(self.support(x, rows))
             lower.append(-self.support(x, -rows))
         return Interval(*(torch.cat(parts).T.reshape(x.shape) for parts in (lower, upper)))
+
+    def noise(self, x: Tensor) -> Noise:
+        """Return noise whose projections are at least as wide as the region about ``center(x)``; by default its hull's."""
+        box, center = self.hull(x), self.center(x)
+        return Noise(CAUCHY, torch.maximum(box.upper - center, center - box.lower).clamp(min=0))
 
     def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return a random point of the region for each example; built-in regions visit boundary and corners often."""

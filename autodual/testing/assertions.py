@@ -12,7 +12,7 @@ from autodual.errors import SpecificationError
 from autodual.methods import IBP, Dual, Method, resolve
 from autodual.network import BoundModule, certify
 from autodual.regions import Region
-from autodual.report import Report
+from autodual.report import Report, why_none
 from autodual.testing.counterexamples import Counterexample, misclassified, out_of_limits
 from dual_layers import NONE, Guarantee, Interval
 
@@ -154,9 +154,7 @@ def _ending(found: Counterexample | None, guarantee: Guarantee, method: Method) 
     """Describe the counterexample, or what to try where there is none."""
     lines = []
     if guarantee == NONE:
-        lines.append(
-            "  guarantee NONE: batch norm uses the statistics of the clean batch, which proves nothing; call model.eval()"
-        )
+        lines.append(f"  guarantee NONE, which proves nothing: {why_none(method)}")
     if found is None:
         tighter = {IBP: 'method="dual"', Dual: 'method="adaptive"'}.get(type(method), "a smaller region")
         lines.append(

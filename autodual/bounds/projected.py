@@ -1,0 +1,264 @@
+"""Random projections in one stream (thesis, section 3.4.5): radii of all nodes at the cost of some forward passes.
+
+A node is ``z0 + shift + sum of symbols`` (``forward.py``), so its radius is a norm of the symbols' directions: the l_1 norm
+over every relaxed element before it and over the inputs of a box, the l_2 norm over the inputs of a Euclidean ball. Stable
+variables turn norms into scales, so *one* set of r vectors carries them all: it sets out as noise of the region's size, goes
+through every affine map and every slope, and at each relaxed node fresh Cauchy noise of that node's spread is added.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from autodual.bounds.forward import Entry, ForwardWalk, Shifts
+from autodual.bounds.run import Run
+from autodual.estimators import Sampling, cauchy_reading, normal_reading
+from autodual.methods import Projected
+from autodual.regions.base import CAUCHY, NORMAL
+from dual_layers import Interval
+
+_BLOCK = 8
+"""Rows that share one generator."""
+
+_CHUNK = 2**21
+"""Bytes of one node's rows that are walked together: what stays in a core's own cache, and in the heap without page faults."""
+
+
+class NoiseSource:
+    """Independent stable variables for every node, which depend on seed, stage, node and row only: no batch changes them.
+
+    Args:
+        run: gives nodes their numbers, shapes and dtypes.
+        seed: of all random numbers.
+        stage: draws of different stages are independent.
+        precise: draw in double precision, whatever the network computes in, so that no magnitude is 0.
+    """
+
+    def __init__(self, run: Run, seed: int, stage: int, *, precise: bool) -> None:
+        self.run, self.seed, self.stage, self.precise = run, seed, stage, precise
+        self.number = {name: index for index, name in enumerate(run.order)}
+        self._last: dict[str, tuple[int, Tensor]] = {}
+
+    def rows(self, name: str, kind: str, start: int, stop: int) -> Float[Tensor, "rows 1 features"]:
+        """Draw rows ``start`` to ``stop`` of a node's noise."""
+        first = start - start % _BLOCK
+        blocks = [self._block(name, kind, block) for block in range(first, stop, _BLOCK)]
+        drawn = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+        return drawn[start - first : stop - first, None]
+
+    def _block(self, name: str, kind: str, block: int) -> Tensor:
+        """Return a block, drawn at most once while its rows are asked for one after the other."""
+        if self._last.get(name, (None,))[0] != block:
+            self._last[name] = block, self._draw(name, kind, block)
+        return self._last[name][1]
+
+    def _draw(self, name: str, kind: str, block: int) -> Tensor:
+        like = self.run.values[name]
+        key, shape = (self.seed, self.stage, self.number[name], block), (_BLOCK, self.run.features(name))
+        dtype = torch.float64 if self.precise or like.dtype == torch.float64 else torch.float32
+        if like.device.type == "cpu":
+            numbers = np.random.Generator(np.random.SFC64(np.random.SeedSequence(key)))
+            if kind == NORMAL:
+                return torch.from_numpy(numbers.standard_normal(shape, dtype=_NUMPY[dtype])).to(like.dtype)
+            uniform = torch.from_numpy(numbers.random(shape, dtype=_NUMPY[dtype]))
+        else:
+            digest = blake2b(repr(key).encode(), digest_size=7).digest()
+            generator = torch.Generator(like.device).manual_seed(int.from_bytes(digest, "big"))
+            draw = torch.randn if kind == NORMAL else torch.rand
+            uniform = draw(shape, generator=generator, dtype=dtype, device=like.device)
+            if kind == NORMAL:
+                return uniform.to(like.dtype)
+        return uniform.sub_(0.5).mul_(math.pi).tan_().to(like.dtype)
+
+
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+class Stream(ForwardWalk):
+    """Rows ``start`` to ``stop`` of the random vectors. A key is the kind of noise; what adds up under one keeps its kind.
+
+    Args:
+        run: the run.
+        noise: where random numbers come from.
+        start: first row.
+        stop: one past the last.
+        separate: give every source and every relaxed node a stream of its own, as Algorithm 3 does, under its own key.
+    """
+
+    def __init__(self, run: Run, noise: NoiseSource, start: int, stop: int, *, separate: bool = False) -> None:
+        super().__init__(run)
+        self.noise, self.span, self.separate = noise, (start, stop), separate
+
+    def start(self, source: str) -> Entry:
+        """Return noise of the region's size: one for all examples where their regions have one size."""
+        run = self.run
+        noise, value = run.regions[source].noise(run.given[source]), run.values[source]
+        drawn = self.noise.rows(source, noise.kind, *self.span)
+        scale = noise.scale.to(value)
+        if scale.numel() == 1:
+            return {self._key(noise.kind, source): run.node(source, drawn * scale.reshape(()), lead=1)}
+        return {self._key(noise.kind, source): run.node(source, drawn * run.examples(source, scale.expand_as(value)), lead=1)}
+
+    def fresh(self, name: str) -> Entry:
+        """Return Cauchy noise as wide as half the gap between the lines."""
+        run = self.run
+        spread = run.examples(name, run.lines[name].spread)
+        return {self._key(CAUCHY, name): run.node(name, self.noise.rows(name, CAUCHY, *self.span) * spread, lead=1)}
+
+    def _key(self, kind: str, owner: str) -> str:
+        return f"{kind}:{owner}" if self.separate else kind
+
+
+class Projections:
+    """Bounds of nodes from random projections, asked for in topological order.
+
+    Args:
+        run: the run.
+        method: its options.
+        target: the node that is to be bounded in the end.
+        estimated: nodes that will be asked for: delta is divided among all their elements.
+        fresh: draw anew for every node, so that the slopes before it do not depend on the draws; by default for certificates.
+            Without, and unless ``at_once`` is set, one stream is carried on from node to node.
+        separate: as for ``Stream``.
+    """
+
+    def __init__(
+        self, run: Run, method: Projected, estimated: tuple[str, ...], *, fresh: bool | None = None, separate: bool = False
+    ) -> None:
+        self.run, self.method, self.separate = run, method, separate
+        self.fresh = method.bounding if fresh is None else fresh
+        self.seed = int(torch.randint(2**62, ())) if method.seed is None else method.seed
+        self.estimates = sum(run.features(name) * len(self._kinds(name)) for name in estimated)
+        self.shifts = Shifts(run)
+        self.stage = 0
+        self._kept: list[Stream] | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        """What the random numbers are, for the report."""
+        method = self.method
+        delta = method.delta if method.bounding else None
+        return Sampling(method.r, self.seed, method.estimator, self.estimates, delta, method.examples)
+
+    @property
+    def share(self) -> float:
+        """The probability with which one estimate may fail."""
+        return self.method.delta / (self.method.examples * max(self.estimates, 1))
+
+    def walks_back(self, rows: int) -> bool:
+        """Whether this many rows of the specification are walked back exactly; a certificate's always are."""
+        return self.method.bounding or (self.method.last_exact and rows <= self.method.r)
+
+    def bounds(self, name: str, columns: Int[Tensor, " columns"] | None = None) -> tuple[Tensor, Tensor]:
+        """Bound a node's elements: lower and upper, each ``[batch, columns]``; all elements by default."""
+        run = self.run
+        middle = run.examples(name, run.values[name] + self.shifts.shift(name))
+        middle = middle if columns is None else middle[:, columns]
+        radius = self._euclidean(name, columns) if self.method.first_exact else None
+        if radius is None:
+            radius = self.radius(name, lambda rows: rows if columns is None else rows[..., columns])
+        return middle - radius, middle + radius
+
+    def row_bounds(self, name: str, rows: Float[Tensor, "batch rows features"]) -> tuple[Tensor, Tensor]:
+        """Bound linear functions of a node's deviation from its reference value: lower and upper, each ``[batch, rows]``."""
+        batch = self.run.batch
+        rows = rows.expand(batch, -1, -1)
+
+        def contract(vectors: Tensor) -> Tensor:
+            return torch.einsum("vbf,brf->vbr", vectors.expand(-1, batch, -1), rows)
+
+        shift = contract(self.run.examples(name, self.shifts.shift(name))[None])[0]
+        radius = self.radius(name, contract)
+        return shift - radius, shift + radius
+
+    def radius(self, name: str, select: Callable[[Tensor], Tensor]) -> Tensor:
+        """Read a node's radius off the samples that arrive there.
+
+        Args:
+            name: the node.
+            select: what to read of them: from ``[rows, batch or 1, features]`` to ``[rows, batch or 1, ...]``.
+        """
+        readings = {}
+        for sample in self._samples(name):
+            for key, rows in sample.items():
+                if key not in readings:
+                    reading = cauchy_reading if key.startswith(CAUCHY) else normal_reading
+                    readings[key] = reading(self.method.estimator, self.method.r, self.share)
+                readings[key][0].add(select(self.run.examples(name, rows, lead=1)))
+        return sum(factor * reduction.value() for reduction, factor in readings.values())
+
+    def _samples(self, name: str) -> Iterator[Entry]:
+        """Yield the vectors that arrive at a node, some rows at a time."""
+        if not self.fresh and self.method.at_once is None:
+            if self._kept is None:
+                noise = self._noise()
+                self._kept = [self._stream(noise, *span) for span in self._spans()]
+            yield from (stream.reach(name) for stream in self._kept)
+            return
+        self.stage += self.fresh
+        noise = self._noise()
+        for start, stop in self._spans():
+            if torch.is_grad_enabled():
+                self.run.settle()  # what is recomputed must find the same cached values as the first time
+                yield checkpoint(lambda *span: self._stream(noise, *span).reach(name), start, stop, use_reentrant=False)
+            else:
+                yield self._stream(noise, start, stop).reach(name)
+
+    def _noise(self) -> NoiseSource:
+        return NoiseSource(self.run, self.seed, self.stage, precise=self.method.bounding)
+
+    def _stream(self, noise: NoiseSource, start: int, stop: int) -> Stream:
+        return Stream(self.run, noise, start, stop, separate=self.separate)
+
+    def _spans(self) -> Iterator[tuple[int, int]]:
+        """Split the rows: by what the user asked for, else what the memory budget holds."""
+        r, size = self.method.r, self.method.at_once
+        if size is None and torch.is_grad_enabled():
+            size = r
+        if size is None:
+            widest = max(self.run.values[name].numel() * self.run.values[name].element_size() for name in self.run.order)
+            size = max(1, _CHUNK // widest)
+        return ((start, min(start + size, r)) for start in range(0, r, size))
+
+    def _kinds(self, name: str) -> set[str]:
+        """Collect the kinds of noise that reach a node."""
+        ancestors = self.run.needed(name) - {name}
+        kinds = {
+            self.run.regions[each].noise(self.run.given[each]).kind for each in self.run.program.sources if each in ancestors
+        }
+        return kinds | {CAUCHY for each in self.run.program.relaxed if each in ancestors}
+
+    def _euclidean(self, name: str, columns: Tensor | None) -> Tensor | None:
+        """Return the exact radius of a node in the first affine segment behind a Euclidean ball, None where it is unknown."""
+        lengths = first_segment(self.run, name)
+        if lengths is None:
+            return None
+        lengths = self.run.examples(name, lengths)
+        return lengths if columns is None else lengths[:, columns]
+
+
+def first_segment(run: Run, name: str) -> Tensor | None:
+    """Return the l_2 norm of each row of the map from a Euclidean ball to a node behind at most one affine map, times eps."""
+    if name not in run.exact_intervals or any(
+        run.regions[source].noise(run.given[source]).kind != NORMAL
+        for source in run.program.sources
+        if source in run.needed(name)
+    ):
+        return None
+    if name in run.program.sources:
+        return run.regions[name].noise(run.given[name]).scale.expand_as(run.values[name])
+    (parent,) = run.program.parents[name]
+    before, layer = first_segment(run, parent), run.layers[name]
+    if before is None:
+        return None
+    if layer.facts.injective or layer.facts.elementwise or layer.facts.selection:
+        return layer.interval(Interval(-before, before)).radius
+    return layer.euclidean(before)
