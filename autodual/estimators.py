@@ -180,11 +180,18 @@ def tightest(r: int, delta: float) -> Literal["geometric", "order"]:
 
 
 class Reduction(ABC):
-    """One number per element out of samples that arrive in parts along axis 0."""
+    """One number per element out of samples that arrive in parts along axis 0.
+
+    A part is digested first, which may be done where it is computed, and done again in a backward pass.
+    """
 
     @abstractmethod
-    def add(self, part: Tensor) -> None:
-        """Take in some samples."""
+    def digest(self, part: Tensor) -> Tensor:
+        """Return what must be kept of some samples."""
+
+    @abstractmethod
+    def add(self, digested: Tensor) -> None:
+        """Take in what was kept of some samples."""
 
     @abstractmethod
     def value(self) -> Tensor:
@@ -201,9 +208,13 @@ class OrderStatistic(Reduction):
         self.rank = rank
         self.parts: list[Tensor] = []
 
-    def add(self, part: Tensor) -> None:
+    def digest(self, part: Tensor) -> Tensor:
         """Keep the samples: all are needed at once."""
-        self.parts.append(part)
+        return part
+
+    def add(self, digested: Tensor) -> None:
+        """Take in samples."""
+        self.parts.append(digested)
 
     def value(self) -> Tensor:
         """Pick the sample."""
@@ -220,37 +231,45 @@ class OrderStatistic(Reduction):
         return samples.gather(0, index[None])[0].abs().reshape(shape)
 
 
-class GeometricMean(Reduction):
-    """``exp(mean log |v|)``; only a sum is kept."""
+class Mean(Reduction):
+    """A mean of some function of the samples; only a sum is kept.
 
-    def __init__(self) -> None:
-        self.total, self.count = 0.0, 0
+    Args:
+        r: number of samples there will be.
+    """
 
-    def add(self, part: Tensor) -> None:
-        """Add up logarithms; a sample of 0 counts as the smallest number there is."""
-        self.total = self.total + part.abs().clamp(min=torch.finfo(part.dtype).tiny).log().sum(0)
-        self.count += len(part)
+    def __init__(self, r: int) -> None:
+        self.r = r
+        self.total: Tensor | float = 0.0
+
+    def add(self, digested: Tensor) -> None:
+        """Add up."""
+        self.total = self.total + digested
+
+
+class GeometricMean(Mean):
+    """``exp(mean log |v|)``; a sample of 0 counts as the smallest number there is."""
+
+    def digest(self, part: Tensor) -> Tensor:
+        """Add up logarithms."""
+        return part.abs().clamp(min=torch.finfo(part.dtype).tiny).log().sum(0)
 
     def value(self) -> Tensor:
         """Return the exponential of the mean."""
-        return (self.total / self.count).exp()
+        return (self.total / self.r).exp()
 
 
-class RootMeanSquare(Reduction):
-    """``sqrt(mean v^2)``, with derivative 0 at 0; only a sum is kept."""
+class RootMeanSquare(Mean):
+    """``sqrt(mean v^2)``, with derivative 0 at 0."""
 
-    def __init__(self) -> None:
-        self.total, self.count = 0.0, 0
-
-    def add(self, part: Tensor) -> None:
+    def digest(self, part: Tensor) -> Tensor:
         """Add up squares."""
-        self.total = self.total + part.square().sum(0)
-        self.count += len(part)
+        return part.square().sum(0)
 
     def value(self) -> Tensor:
         """Return the root of the mean."""
         positive = self.total > 0
-        return torch.where(positive, (torch.where(positive, self.total, 1.0) / self.count).sqrt(), self.total)
+        return torch.where(positive, (torch.where(positive, self.total, 1.0) / self.r).sqrt(), self.total)
 
 
 def _ranked(parts: list[Tensor], rank: int) -> Tensor:
@@ -292,13 +311,13 @@ def cauchy_reading(estimator: Estimator, r: int, delta: float) -> tuple[Reductio
     if estimator == "median":
         return OrderStatistic(median_rank(r)), 1 / median_mean(r)
     if estimator == "log-mean":
-        return GeometricMean(), 1 / log_mean_mean(r)
+        return GeometricMean(r), 1 / log_mean_mean(r)
     if estimator == "geometric":
-        return GeometricMean(), geometric_factor(r, delta)
+        return GeometricMean(r), geometric_factor(r, delta)
     rank, factor = order_factor(r, delta)
     return OrderStatistic(rank), factor
 
 
 def normal_reading(estimator: Estimator, r: int, delta: float) -> tuple[Reduction, float]:
     """Return the same for samples of a normal variable: the root mean square, whatever the estimator, or its bound."""
-    return RootMeanSquare(), normal_factor(r, delta) if estimator in BOUNDING else 1 / root_mean_square_mean(r)
+    return RootMeanSquare(r), normal_factor(r, delta) if estimator in BOUNDING else 1 / root_mean_square_mean(r)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from dataclasses import dataclass, fields, replace
+from typing import Literal, Self, get_args
+
+import numpy as np
 
 from autodual.errors import SpecificationError
 from autodual.estimators import BOUNDING, FEWEST, Estimator
@@ -17,6 +19,10 @@ class Proof:
     def guarantee(self) -> Guarantee:
         """What their bounds are worth."""
         return REAL
+
+    def part(self, index: int, count: int) -> Self:
+        """Return the method for one of several uses whose results are claimed together."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -168,6 +174,14 @@ class Projected:
     def guarantee(self) -> Guarantee:
         """What one example's bounds are worth."""
         return probabilistic(self.delta / self.examples) if self.bounding else NONE
+
+    def part(self, index: int, count: int) -> Self:
+        """Return the method for one of several uses whose results are claimed together.
+
+        Each has its share of delta, and random numbers of its own: what is asked next may depend on the last answer.
+        """
+        seed = None if self.seed is None else int(np.random.SeedSequence((self.seed, index)).generate_state(1)[0])
+        return replace(self, delta=self.delta / count, seed=seed)
 
 
 def _is_count(value: object) -> bool:

@@ -18,9 +18,9 @@ from autodual.explain import Explanation, explain
 from autodual.methods import Method, resolve
 from autodual.preparation import Inputs, Preparation, Regions
 from autodual.problem import Problem, run_model
-from autodual.radius import largest_certified
+from autodual.radius import MOST_STEPS, largest_certified
 from autodual.regions import Box, LInf, Region
-from autodual.report import Report, Verdict, certified_by
+from autodual.report import Report, Verdict, certified_by, why_none
 from autodual.specification import check_labels, check_rows, margin_rows
 from dual_layers import NONE, Interval
 
@@ -57,6 +57,14 @@ def certify(model: nn.Module, example_input: Inputs | None = None, *, memory_bud
     if not isinstance(model, nn.Module):
         raise TraceError(f"certify expects a torch.nn.Module, got {type(model).__name__}")
     return BoundModule(model, example_input, memory_budget)
+
+
+def _proving(method: str | Method) -> Method:
+    """Check that a method's bounds can prove something."""
+    options = resolve(method)
+    if options.guarantee == NONE:
+        raise SpecificationError(f"{options} proves nothing: {why_none(options)}")
+    return options
 
 
 def _outside_inference(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -225,10 +233,14 @@ class BoundModule(nn.Module):
 
         Returns:
             ``(batch,)`` bool: False proves that no input of the region is classified differently; True proves nothing.
+
+        Raises:
+            SpecificationError: the method only estimates.
         """
+        options = _proving(method)
         with torch.no_grad():
             predicted = self._problem(x, region).outputs_at_x().argmax(1)
-        return ~self.verify(x, predicted, region, method).certified
+        return ~self.verify(x, predicted, region, options).certified
 
     @_outside_inference
     def radius(
@@ -254,10 +266,11 @@ class BoundModule(nn.Module):
             domain: valid inputs, as for the ball.
 
         Returns:
-            ``(batch,)``: 0 where not even a tiny ball could be certified.
+            ``(batch,)``: 0 where not even a tiny ball could be certified. A method with a probability of failure spends it on
+            all steps of the search together.
 
         Raises:
-            SpecificationError: x is not one tensor, or region is not a ball's class.
+            SpecificationError: x is not one tensor, region is not a ball's class, or the method only estimates.
         """
         if not isinstance(max_radius, (int, float)) or not 0 < max_radius < float("inf"):
             raise SpecificationError(f"max_radius must be a positive number, got {max_radius!r}")
@@ -270,8 +283,11 @@ class BoundModule(nn.Module):
         if y is None:
             y = self._problem(x, region(0.0, domain=domain)).outputs_at_x().argmax(1)
 
+        options, steps = _proving(method), iter(range(MOST_STEPS))
+
         def certified(eps: Tensor) -> Tensor:
-            return self.verify(x, y, region(eps, domain=domain), method).certified
+            step = options.part(next(steps), MOST_STEPS)
+            return self.verify(x, y, region(eps, domain=domain), step).certified
 
         return largest_certified(certified, x.new_full((len(x),), float(max_radius)))
 

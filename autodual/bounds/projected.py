@@ -20,12 +20,12 @@ from torch.utils.checkpoint import checkpoint
 
 from autodual.bounds.forward import Entry, ForwardWalk, Shifts
 from autodual.bounds.run import Run
-from autodual.estimators import Sampling, cauchy_reading, normal_reading
+from autodual.estimators import Reduction, Sampling, cauchy_reading, normal_reading
 from autodual.methods import Projected
 from autodual.regions.base import CAUCHY, NORMAL
 from dual_layers import Interval
 
-_BLOCK = 8
+_BLOCK = 16
 """Rows that share one generator."""
 
 _CHUNK = 2**21
@@ -37,13 +37,14 @@ class NoiseSource:
 
     Args:
         run: gives nodes their numbers, shapes and dtypes.
+        r: how many rows there are.
         seed: of all random numbers.
         stage: draws of different stages are independent.
         precise: draw in double precision, whatever the network computes in, so that no magnitude is 0.
     """
 
-    def __init__(self, run: Run, seed: int, stage: int, *, precise: bool) -> None:
-        self.run, self.seed, self.stage, self.precise = run, seed, stage, precise
+    def __init__(self, run: Run, r: int, seed: int, stage: int, *, precise: bool) -> None:
+        self.run, self.r, self.seed, self.stage, self.precise = run, r, seed, stage, precise
         self.number = {name: index for index, name in enumerate(run.order)}
         self._last: dict[str, tuple[int, Tensor]] = {}
 
@@ -62,7 +63,7 @@ class NoiseSource:
 
     def _draw(self, name: str, kind: str, block: int) -> Tensor:
         like = self.run.values[name]
-        key, shape = (self.seed, self.stage, self.number[name], block), (_BLOCK, self.run.features(name))
+        key, shape = (self.seed, self.stage, self.number[name], block), (min(_BLOCK, self.r - block), self.run.features(name))
         dtype = torch.float64 if self.precise or like.dtype == torch.float64 else torch.float32
         if like.device.type == "cpu":
             numbers = np.random.Generator(np.random.SFC64(np.random.SeedSequence(key)))
@@ -186,34 +187,38 @@ class Projections:
             name: the node.
             select: what to read of them: from ``[rows, batch or 1, features]`` to ``[rows, batch or 1, ...]``.
         """
-        readings = {}
-        for sample in self._samples(name):
-            for key, rows in sample.items():
-                if key not in readings:
-                    reading = cauchy_reading if key.startswith(CAUCHY) else normal_reading
-                    readings[key] = reading(self.method.estimator, self.method.r, self.share)
-                readings[key][0].add(select(self.run.examples(name, rows, lead=1)))
+        readings: dict[str, tuple[Reduction, float]] = {}
+
+        def read(sample: Entry) -> Entry:
+            for key in sample.keys() - readings.keys():
+                reading = cauchy_reading if key.startswith(CAUCHY) else normal_reading
+                readings[key] = reading(self.method.estimator, self.method.r, self.share)
+            return {key: readings[key][0].digest(select(self.run.examples(name, rows, lead=1))) for key, rows in sample.items()}
+
+        for digested in self._samples(name, read):
+            for key, part in digested.items():
+                readings[key][0].add(part)
         return sum(factor * reduction.value() for reduction, factor in readings.values())
 
-    def _samples(self, name: str) -> Iterator[Entry]:
-        """Yield the vectors that arrive at a node, some rows at a time."""
+    def _samples(self, name: str, read: Callable[[Entry], Entry]) -> Iterator[Entry]:
+        """Yield what is read of the vectors that arrive at a node, some rows at a time."""
         if not self.fresh and self.method.at_once is None:
             if self._kept is None:
                 noise = self._noise()
                 self._kept = [self._stream(noise, *span) for span in self._spans()]
-            yield from (stream.reach(name) for stream in self._kept)
+            yield from (read(stream.reach(name)) for stream in self._kept)
             return
         self.stage += self.fresh
         noise = self._noise()
         for start, stop in self._spans():
             if torch.is_grad_enabled():
                 self.run.settle()  # what is recomputed must find the same cached values as the first time
-                yield checkpoint(lambda *span: self._stream(noise, *span).reach(name), start, stop, use_reentrant=False)
+                yield checkpoint(lambda *span: read(self._stream(noise, *span).reach(name)), start, stop, use_reentrant=False)
             else:
-                yield self._stream(noise, start, stop).reach(name)
+                yield read(self._stream(noise, start, stop).reach(name))
 
     def _noise(self) -> NoiseSource:
-        return NoiseSource(self.run, self.seed, self.stage, precise=self.method.bounding)
+        return NoiseSource(self.run, self.method.r, self.seed, self.stage, precise=self.method.bounding)
 
     def _stream(self, noise: NoiseSource, start: int, stop: int) -> Stream:
         return Stream(self.run, noise, start, stop, separate=self.separate)

@@ -1,0 +1,551 @@
+"""Random projections: the norms they stand for, what they certify and what they do not, reproducibility, memory, training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.multiprocessing
+from scipy import stats
+from torch import nn
+
+import autodual
+from autodual.bounds.bound import bound_rows
+from autodual.bounds.forward import NoiseSymbols
+from autodual.bounds.projected import NoiseSource, Projections
+from autodual.errors import SpecificationError
+from autodual.methods import Dual, Projected
+from autodual.report import Verdict
+from benchmarks.zoo import Effort, examine
+from dual_layers import NONE
+from tests.reference.networks import NETWORKS, random_network
+from tests.zoo.collection import ZOO
+
+SURE = Projected(r=100, estimator="tightest", delta=1e-3, seed=0)
+
+
+class Halfspace(autodual.Region):
+    """A ball of one's own, known by its support only: a cross-polytope stretched along the first coordinate."""
+
+    def support(self, x, v):
+        return (v * x).flatten(2).sum(-1) + 0.2 * v.abs().flatten(2).amax(-1)
+
+
+REGIONS = {
+    "linf": autodual.LInf(0.2),
+    "linf, per example": autodual.LInf(torch.tensor([0.1, 0.2, 0.3])),
+    "linf in 0..1": autodual.LInf(0.2, domain=(0.0, 1.0)),
+    "box": autodual.Box(-0.1, 0.6),
+    "l2": autodual.L2(0.4),
+}
+ENCLOSED = {
+    "l2 in 0..1": autodual.L2(0.4, domain=(0.0, 1.0)),
+    "l1": autodual.L1(0.4),
+    "l1 in 0..1": autodual.L1(0.4, domain=(0.0, 1.0)),
+    "own": Halfspace(),
+}
+
+
+def problem(kind: str, batch: int = 3, seed: int = 0):
+    model, shape = random_network(kind, seed)
+    x = torch.rand(batch, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return autodual.certify(model), x
+
+
+def relaxed(net, x, region):
+    """Return a run whose lines are those of the exact dual bound: the slopes are fixed."""
+    run = net._run(net._problem(x, region))
+    bound_rows(run, Dual(strict=True), None)
+    return run
+
+
+def exact_radius(run, name):
+    lower, upper = NoiseSymbols(run).bounds(name)
+    return 0.5 * (upper - lower)
+
+
+def estimate(run, name, method, **options):
+    return Projections(run, method, (name,), **options).radius(name, lambda rows: rows)
+
+
+# ------------------------------------------------------------------------------------- what is estimated
+
+
+@pytest.mark.parametrize("label", REGIONS)
+@pytest.mark.parametrize("kind", NETWORKS)
+@torch.no_grad()
+def test_estimates_approach_the_exact_radius_at_fixed_slopes(kind, label):
+    net, x = problem(kind)
+    run = relaxed(net, x, REGIONS[label])
+    names = [name for name in [*run.boxes, run.program.graph.output] if name not in run.program.sources]
+    walks = [Projections(run, Projected(r=2_000, estimator=each, seed=1), ()) for each in ("median", "log-mean")]
+    symbols = NoiseSymbols(run)
+    for name in sorted(names, key=run.order.index):
+        lower, upper = symbols.bounds(name)
+        exact = 0.5 * (upper - lower)
+        for walk in walks:
+            found = walk.radius(name, lambda rows: rows)
+            assert bool(((found - exact).abs() <= 5 * math.pi / 2 / math.sqrt(2_000) * exact + 1e-12).all())
+
+
+@torch.no_grad()
+def test_the_median_is_unbiased_within_two_percent_at_fixed_slopes():
+    net, x = problem("residual", batch=1)
+    run = relaxed(net, x, autodual.LInf(0.2))
+    name = run.program.graph.output
+    exact = exact_radius(run, name)
+    ratios = torch.stack([estimate(run, name, Projected(r=200, seed=s)) / exact for s in range(150)])
+    assert abs(ratios.mean() - 1) < 0.02
+    assert abs(ratios.std() / (math.pi / 2 / math.sqrt(200)) - 1) < 0.1  # and as widely spread as the theory has it
+
+
+@pytest.mark.parametrize("label", ["linf", "l2"])
+@torch.no_grad()
+def test_separate_streams_have_the_same_mean(label):
+    """Algorithm 3 is the reference: a stream for the input and for each relaxed layer."""
+    net, x = problem("dense-concat")
+    run = relaxed(net, x, REGIONS[label])
+    name, method = run.program.graph.output, Projected(r=4_000, seed=3)
+    exact = exact_radius(run, name)
+    separate = estimate(run, name, method, separate=True)
+    assert len(Projections(run, method, (name,), separate=True)._kinds(name)) >= 1
+    assert (separate / exact - 1).abs().max() < 0.12
+    assert not torch.equal(separate, estimate(run, name, method))
+
+
+@torch.no_grad()
+def test_rows_of_a_specification_are_estimated_too():
+    net, x = problem("mlp")
+    region, spec = autodual.LInf(0.2), torch.randn(3, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    exact = net.bounds(x, region, spec)
+    found = net.bounds(x, region, spec, method=Projected(r=4_000, seed=0, last_exact=False))
+    torch.testing.assert_close(found.center, exact.center, rtol=0, atol=0.05 * float(exact.width.max()))
+    assert (found.width / exact.width - 1).abs().max() < 0.15
+
+
+@torch.no_grad()
+def test_the_first_segment_of_a_euclidean_ball_is_exact():
+    net, x = problem("convolutional")
+    region = autodual.L2(0.4)
+    exact, found = (net.intermediate(x, region, method) for method in (Dual(), Projected(r=3, seed=0)))
+    name = next(name for name, box in exact.items() if name in found and box.lower.dim() == 4)
+    torch.testing.assert_close(found[name].lower, exact[name].lower)
+    torch.testing.assert_close(found[name].upper, exact[name].upper)
+
+
+@torch.no_grad()
+def test_one_hidden_layer_needs_no_estimate():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    net, x = autodual.certify(model), torch.rand(2, 4, dtype=torch.float64)
+    for region in (autodual.LInf(0.3), autodual.L2(0.3)):
+        exact, found = net.bounds(x, region), net.bounds(x, region, method="projected")
+        torch.testing.assert_close(found.lower, exact.lower)
+        assert net.verify(x, [0, 0], region, SURE).sampling.estimates == 0
+
+
+# ------------------------------------------------------------------------------------- what is guaranteed
+
+
+@pytest.mark.parametrize("estimator", ["median", "log-mean"])
+def test_estimates_are_typed_as_such_and_certify_nothing(estimator):
+    net, x = problem("mlp")
+    method, region = Projected(estimator=estimator), autodual.LInf(1e-6)
+    assert net.bounds(x, region, method=method).guarantee == NONE
+    assert all(box.guarantee == NONE for box in net.intermediate(x, region, method).values())
+    y = net(x).argmax(1)
+    report = net.verify(x, y, region, method)
+    assert bool((report.margins > 0).any())
+    assert not report.certified.any()
+    assert set(report.verdict) == {Verdict.UNKNOWN}
+    assert "is an estimate" in report.summary()
+    with pytest.raises(SpecificationError, match=r"proves nothing: the .* of random projections is an estimate"):
+        net.flag(x, region, method)
+    with pytest.raises(SpecificationError, match="proves nothing"):
+        net.radius(x, method=method)
+
+
+def test_a_wrong_prediction_is_still_falsified():
+    net, x = problem("mlp")
+    wrong = (net(x).argmax(1) + 1) % 3
+    assert set(net.verify(x, wrong, autodual.LInf(0.01), "projected").verdict) == {Verdict.FALSIFIED}
+
+
+def test_certificates_say_with_what_probability_they_hold():
+    net, x = problem("mlp")
+    region, y = autodual.LInf(1e-3), net(x).argmax(1)
+    report = net.verify(x, y, region, replace(SURE, examples=3))
+    assert report.certified.all()
+    assert str(report.guarantee) == "PROBABILISTIC(0.000333333)"
+    sampling = report.sampling
+    assert (sampling.r, sampling.seed, sampling.delta, sampling.examples) == (100, 0, 1e-3, 3)
+    assert "with probability 0.999 all 3 hold" in report.summary()
+    assert not net.flag(x, region, SURE).any()
+    assert net.bounds(x, region, method=SURE).guarantee == autodual.probabilistic(1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "options", "count"),
+    [
+        ("mlp", "linf", {}, 12),  # the second hidden layer: the first is exact
+        ("mlp", "linf", {"first_exact": False}, 24),
+        ("mlp", "l2", {}, 24),  # two norms for each: of the ball and of the first layer's units
+        ("mlp", "l2", {"first_exact": False}, 36),
+        ("residual", "linf", {}, 10 + 10 + 8),
+        ("mlp", "linf, per example", {}, 12),
+    ],
+)
+def test_every_estimate_is_counted(kind, label, options, count):
+    net, x = problem(kind)
+    report = net.verify(x, [0, 0, 0], REGIONS[label], replace(SURE, **options))
+    assert report.sampling.estimates == count
+
+
+@torch.no_grad()
+def test_what_is_counted_is_what_is_read(monkeypatch):
+    """Each node's elements, for each kind of noise that reaches it, make up the number that delta is divided by."""
+    read = []
+    radius = Projections.radius
+
+    def counted(self, name, select):
+        read.append(self.run.features(name) * len(self._kinds(name)))
+        return radius(self, name, select)
+
+    monkeypatch.setattr(Projections, "radius", counted)
+    for kind in NETWORKS:
+        for label, region in REGIONS.items():
+            read.clear()
+            net, x = problem(kind)
+            report = net.verify(x, [0, 0, 0], region, replace(SURE, first_exact=False))
+            assert sum(read) <= report.sampling.estimates, (kind, label)
+            assert read
+
+
+@pytest.mark.parametrize("label", [*REGIONS, *ENCLOSED])
+@pytest.mark.parametrize("kind", ["convolutional", "residual"])
+@torch.no_grad()
+def test_no_sampled_point_leaves_bounds_with_a_probability(kind, label):
+    net, x = problem(kind)
+    region = (REGIONS | ENCLOSED)[label]
+    bounds, exact = net.bounds(x, region, method=SURE, allow_rounding=True), net.bounds(x, region)
+    assert bool((bounds.width < (3 if label in REGIONS else 40) * exact.width).all())
+    if label == "own":
+        return  # it cannot be sampled
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        assert bounds.contains(net(region.sample(x, generator))).all()
+
+
+ZOO_CUT = [
+    "lenet", "resnet, basic blocks", "mlp tanh", "softmax probabilities", "single-head attention", "layer norm", "group norm",
+    "nn.LSTM, batch first", "swiglu", "bilinear fusion", "maxout", "pointnet-like", "squeeze and excitation",
+    "convolution in 1-D", "cart-pole step",
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in ZOO_CUT else pytest.mark.slow) for name in ZOO])
+def test_models_of_every_kind(name):
+    """No point leaves bounds that may fail in one of a million runs; estimates are finite and have gradients."""
+    entry = ZOO[name]
+    net = autodual.certify(entry.model())
+    method = Projected(r=200, estimator="tightest", delta=1e-6, seed=0)
+    findings = examine(entry, 0.05, Effort(boxes=1, points=200, steps=5, restarts=1, node_points=2), (method,), net)
+    assert findings.faults() == []
+
+
+@pytest.mark.parametrize("estimator", ["geometric", "order"])
+@torch.no_grad()
+def test_radii_fail_no_more_often_than_stated(estimator):
+    """Below the exact radius at the slopes that were realised: slopes, too, are estimated before."""
+    net, x = problem("residual", batch=1)
+    failures = trials = 0
+    for seed in range(60):
+        run = net._run(net._problem(x, autodual.LInf(0.2)))
+        method = Projected(r=20, estimator=estimator, seed=seed, delta=0.5)
+        projections = Watched(run, method, ())
+        bound_with(run, method, projections)
+        failures, trials = failures + projections.failures, trials + projections.trials
+    assert trials >= 60
+    assert failures <= stats.binom.ppf(0.999, trials, Watched.share)
+    assert failures > 0 or estimator == "geometric"
+
+
+class Watched(Projections):
+    """Projections that compare one element's radius of each node with the exact one; every estimate may fail with 0.05."""
+
+    share = 0.05
+    failures = trials = 0
+
+    def radius(self, name, select):
+        found, exact = super().radius(name, select), select(exact_radius(self.run, name)[None])[0]
+        self.trials += 1
+        self.failures += int(found[0, 0] < exact[0, 0])
+        return found
+
+
+def bound_with(run, method, projections):
+    """Relax a run by the given projections instead of the method's own."""
+    from autodual.bounds import intermediate
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(intermediate, "_forward_walk", lambda *_: projections)
+        return bound_rows(run, method, None)
+
+
+class Gated(nn.Module):
+    """A sum of clamped values: one that is estimated small is kept, a large one gives way to fresh noise of bounded size."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.copy = nn.Linear(width, width, bias=False)
+        nn.init.eye_(self.copy.weight)
+
+    def forward(self, x):
+        return nn.functional.hardtanh(self.copy(x)).sum(1, keepdim=True)
+
+
+class Loose(Watched):
+    """Every estimate may fail with 0.2."""
+
+    share = 0.2
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+@torch.no_grad()
+def test_only_fresh_projections_keep_the_stated_probability(fresh):
+    """Where slopes follow estimates, what they let through of the draws behind these is small: shared draws fail too often."""
+    net, x = autodual.certify(Gated(60).double()), torch.zeros(1, 60, dtype=torch.float64)
+    everything = Projected(first_exact=False, intersect=False)
+    failures, runs = 0, 120
+    for seed in range(runs):
+        run = net._run(net._problem(x, autodual.LInf(1.0)), claim=False)
+        projections = Loose(run, Projected(r=1, estimator="order", first_exact=False, seed=seed), (), fresh=fresh)
+        bound_with(run, everything, projections)
+        output = run.program.graph.output
+        failures += int(Projections.radius(projections, output, lambda rows: rows) < exact_radius(run, output))
+    if fresh:
+        assert failures <= stats.binom.ppf(0.999, runs, Loose.share)
+    else:
+        assert failures > stats.binom.ppf(1 - 1e-6, runs, Loose.share)
+
+
+# ------------------------------------------------------------------------------------- reproducible
+
+
+@pytest.mark.parametrize("method", [Projected(r=20, seed=5), Projected(r=20, seed=5, at_once=3), replace(SURE, r=400)], ids=str)
+@pytest.mark.parametrize("kind", NETWORKS)
+@torch.no_grad()
+def test_a_seed_gives_the_same_alone_and_in_any_batch(kind, method):
+    net, x = problem(kind, batch=5)
+    region = autodual.LInf(0.2)
+    together = net.bounds(x, region, method=method)
+    for part in ([0], [3, 1], [4, 2, 0]):
+        apart = net.bounds(x[part], region, method=method)
+        torch.testing.assert_close(apart.lower, together.lower[part], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(apart.upper, together.upper[part], rtol=1e-9, atol=1e-9)
+    other = net.bounds(x, region, method=replace(method, seed=6))
+    assert not torch.allclose(other.lower, together.lower, rtol=1e-6)
+
+
+@torch.no_grad()
+def test_how_many_rows_are_walked_at_once_changes_nothing():
+    net, x = problem("convolutional")
+    run = relaxed(net, x, autodual.LInf(0.2))
+    name = run.program.graph.output
+    whole = estimate(run, name, Projected(r=30, seed=2))
+    for at_once in (1, 7, 8, 30, 99):
+        torch.testing.assert_close(estimate(run, name, Projected(r=30, seed=2, at_once=at_once)), whole)
+    run.sharing = False  # nor does pushing every example's noise on its own
+    torch.testing.assert_close(estimate(run, name, Projected(r=30, seed=2)), whole)
+
+
+def test_without_a_seed_torchs_own_generator_decides():
+    net, x = problem("mlp")
+    region, found = autodual.LInf(0.2), []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        found.append(net.bounds(x, region, method=Projected(r=10)).lower)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+@torch.no_grad()
+def test_noise_is_cauchy_and_independent_between_stages_nodes_and_rows():
+    net, x = problem("mlp")
+    run = relaxed(net, x, autodual.LInf(0.2))
+    first, second = run.program.relaxed[:2]
+    sources = [NoiseSource(run, 4000, 0, stage, precise=precise) for stage in (0, 1) for precise in (False, True)]
+    draws = [source.rows(name, "cauchy", 0, 2000).flatten() for source in sources for name in (first, second)]
+    draws.append(sources[0].rows(first, "cauchy", 2000, 4000).flatten())
+    for drawn in draws:
+        assert stats.kstest(drawn.numpy(), "cauchy").pvalue > 1e-4
+    signs = torch.stack([drawn.sign() for drawn in draws])
+    agreement = (signs @ signs.T / signs.shape[1]).fill_diagonal_(0)
+    assert agreement[[0, 0, 0, 2], [1, 4, 8, 6]].abs().max() < 5 / math.sqrt(signs.shape[1])
+    normal = sources[0].rows(first, "normal", 0, 2000).flatten()
+    assert stats.kstest(normal.numpy(), "norm").pvalue > 1e-4
+
+
+def shard(rank: int, world: int, path: str) -> None:
+    """Bound this process' half of a batch and gather both."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{path}/store", rank=rank, world_size=world)
+    net, x = problem("residual", batch=4)
+    own = x.chunk(world)[rank]
+    lower = net.bounds(own, autodual.LInf(0.2), method=Projected(r=20, seed=7)).lower.detach()
+    gathered = [torch.empty_like(lower) for _ in range(world)]
+    torch.distributed.all_gather(gathered, lower)
+    if rank == 0:
+        torch.save(torch.cat(gathered), f"{path}/lower.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_a_seed_gives_the_same_on_several_machines(tmp_path):
+    torch.multiprocessing.spawn(shard, args=(2, str(tmp_path)), nprocs=2)
+    net, x = problem("residual", batch=4)
+    whole = net.bounds(x, autodual.LInf(0.2), method=Projected(r=20, seed=7)).lower.detach()
+    torch.testing.assert_close(torch.load(tmp_path / "lower.pt"), whole, rtol=1e-9, atol=1e-9)
+
+
+def test_a_search_for_radii_spends_delta_on_all_steps(monkeypatch):
+    net, x = problem("mlp")
+    used = []
+    verify = autodual.BoundModule.verify
+
+    def watched(self, x, y, region, method):
+        used.append(method)
+        return verify(self, x, y, region, method)
+
+    monkeypatch.setattr(autodual.BoundModule, "verify", watched)
+    radii = net.radius(x, method=SURE)
+    assert (radii > 0).all()
+    assert (radii <= 1.001 * net.radius(x)).all()
+    own = [method for method in used if isinstance(method, Projected)]
+    assert sum(method.delta for method in own) <= SURE.delta * (1 + 1e-9)
+    assert len({method.seed for method in own}) == len(own)
+
+
+# ------------------------------------------------------------------------------------- training and memory
+
+
+@pytest.mark.parametrize("estimator", ["median", "log-mean"])
+def test_the_loss_is_differentiable(estimator):
+    """Against central differences: noise is fixed by the seed."""
+    net, x = problem("convolutional")
+    y, region, method = torch.tensor([0, 1, 2]), autodual.LInf(0.1), Projected(r=9, seed=4, estimator=estimator)
+    net.robust_loss(x, y, region, method).backward()
+    for name, parameter in net.model.named_parameters():
+        gradient, direction = parameter.grad, torch.randn_like(parameter)
+        with torch.no_grad():
+            ends = []
+            for step in (1e-6, -1e-6):
+                parameter += step * direction
+                ends.append(net.robust_loss(x, y, region, method))
+                parameter -= step * direction
+        difference = (ends[0] - ends[1]) / 2e-6
+        assert float((gradient * direction).sum()) == pytest.approx(float(difference), rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize("estimator", ["median", "log-mean"])
+def test_recomputed_streams_have_the_same_gradient(estimator):
+    net, x = problem("residual")
+    gradients = []
+    for at_once in (None, 4):
+        net.zero_grad()
+        method = Projected(r=10, seed=4, estimator=estimator, at_once=at_once)
+        net.robust_loss(x, [0, 1, 2], autodual.LInf(0.1), method).backward()
+        gradients.append([parameter.grad.clone() for parameter in net.parameters()])
+    for left, right in zip(*gradients, strict=True):
+        torch.testing.assert_close(left, right)
+
+
+def test_memory_of_a_step_is_that_of_the_rows_walked_at_once():
+    """Bytes that autograd keeps: with all streams at once about r activations, else a few."""
+    net = autodual.certify(nn.Sequential(*(m for _ in range(6) for m in (nn.Linear(64, 64), nn.ReLU())), nn.Linear(64, 3)))
+    x, kept = torch.rand(8, 64), {}
+    for at_once in (None, 8):
+        held = {}
+
+        def pack(tensor, held=held):
+            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        method = Projected(r=64, estimator="log-mean", seed=0, at_once=at_once)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = net.robust_loss(x, [0] * 8, autodual.LInf(0.1), method)
+        kept[at_once] = sum(held.values())
+        loss.backward()
+    assert kept[8] < 0.35 * kept[None]
+
+
+def test_training_on_estimates_lowers_the_exact_loss():
+    torch.manual_seed(0)
+    x = torch.rand(64, 2)
+    y = (x[:, 0] > x[:, 1]).long()
+    model = nn.Sequential(nn.Linear(2, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 2))
+    net, region = autodual.certify(model), autodual.LInf(0.02)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    before = net.robust_loss(x, y, region).item()
+    for _ in range(30):
+        optimizer.zero_grad()
+        net.robust_loss(x, y, region, Projected(r=8)).backward()
+        optimizer.step()
+    assert net.robust_loss(x, y, region).item() < 0.7 * before
+
+
+def test_any_precision_and_device(dtype, device):
+    net, x = problem("convolutional")
+    net, x = net.to(device, dtype), x.to(device, dtype)
+    for method in (Projected(r=20, seed=0), SURE):
+        bounds = net.bounds(x, autodual.LInf(0.1), method=method)
+        assert bounds.lower.dtype == dtype
+        assert (bounds.lower <= net(x)).all()
+        assert (net(x) <= bounds.upper).all()
+
+
+def test_an_empty_batch_has_empty_bounds():
+    net, x = problem("mlp")
+    bounds = net.bounds(x[:0], autodual.LInf(0.1), method="projected")
+    assert bounds.lower.shape == (0, 3)
+    assert bounds.guarantee == NONE
+
+
+# ------------------------------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"r": 0}, "r, the number of projections"),
+        ({"r": 2}, "at least 3"),
+        ({"r": 10.0}, "r, the number of projections"),
+        ({"estimator": "mean"}, "estimator must be one of median, log-mean, geometric, order, tightest, got 'mean'"),
+        ({"seed": -1}, "seed must be"),
+        ({"delta": 0.0}, "delta, the probability of failure"),
+        ({"delta": 1.5}, "between 0 and 1"),
+        ({"examples": 0}, "examples must be"),
+        ({"at_once": 0}, "at_once must be"),
+        ({"estimator": "order", "last_exact": False}, "needs last_exact and intersect"),
+        ({"estimator": "geometric", "intersect": False}, "needs last_exact and intersect"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(SpecificationError, match=message):
+        Projected(**options)
+
+
+def test_every_switch_moves_towards_the_texts_own_estimator():
+    """The text estimates everything and takes nothing from intervals: noise makes units look unsettled, radii drift upwards."""
+    torch.manual_seed(0)
+    net = autodual.certify(nn.Sequential(*(m for _ in range(4) for m in (nn.Linear(64, 64), nn.ReLU())), nn.Linear(64, 3)))
+    x, region = torch.rand(1, 64), autodual.LInf(0.1)
+    exact = net.bounds(x, region).width.mean()
+    own = Projected(r=10, first_exact=False, last_exact=False, intersect=False)
+    with torch.no_grad():
+        ratios = [
+            torch.stack([net.bounds(x, region, method=replace(method, seed=s)).width.mean() for s in range(40)]).mean() / exact
+            for method in (Projected(r=10), own)
+        ]
+    assert abs(ratios[0] - 1) < abs(ratios[1] - 1)
+    assert ratios[1] > 1.05
