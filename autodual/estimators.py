@@ -247,6 +247,25 @@ class Mean(Reduction):
         self.total = self.total + digested
 
 
+class AbsoluteSum(Reduction):
+    """``sum |v|``: the l_1 norm itself, where the samples are the columns."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | float = 0.0
+
+    def digest(self, part: Tensor) -> Tensor:
+        """Add up magnitudes."""
+        return part.abs().sum(0)
+
+    def add(self, digested: Tensor) -> None:
+        """Add up."""
+        self.total = self.total + digested
+
+    def value(self) -> Tensor:
+        """Return the sum."""
+        return self.total
+
+
 class GeometricMean(Mean):
     """``exp(mean log |v|)``; a sample of 0 counts as the smallest number there is."""
 

@@ -5,6 +5,7 @@
     python benchmarks/projections.py depth          # time against depth
     python benchmarks/projections.py histograms     # relative errors of the median, as Figure 3.19; needs --data, --models
     python benchmarks/projections.py streams        # one stream, or one per layer as in Algorithm 3
+    python benchmarks/projections.py heavy          # what the heaviest columns hold of a radius; needs --data, --models
     python benchmarks/projections.py quality        # estimates on a trained network, l_inf; needs --data, --models
     python benchmarks/projections.py l2             # the same, l_2; needs --data, --models
     python benchmarks/projections.py certificates   # a test set at a stated probability; needs --data, --models
@@ -24,19 +25,20 @@ import torch
 
 from benchmarks.projections_cost import cost, depth
 from benchmarks.projections_proofs import certificates, coverage
-from benchmarks.projections_quality import histograms, l2, quality, streams
+from benchmarks.projections_quality import heavy, histograms, l2, quality, streams
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], bool | None]] = {
     "cost": cost,
     "depth": depth,
     "histograms": histograms,
     "streams": streams,
+    "heavy": heavy,
     "quality": quality,
     "l2": l2,
     "certificates": certificates,
     "coverage": coverage,
 }
-ON_IMAGES = {"histograms", "quality", "l2", "certificates", "all"}
+ON_IMAGES = {"histograms", "heavy", "quality", "l2", "certificates", "all"}
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ from benchmarks.projections_common import (
 
 R = 50
 REPEATS = 3
-REGION = autodual.LInf(0.01)
+REGION = autodual.LInf(0.1)
 DEFAULT = autodual.Projected(r=R, seed=0)
 TEXT = autodual.Projected(r=R, seed=0, first_exact=False, last_exact=False, intersect=False)
 EXACT_UNITS = 20_000

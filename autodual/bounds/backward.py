@@ -35,7 +35,14 @@ class Deviation:
     magnitude: Float[Tensor, "rows batch"] | None
 
 
-def backward(run: Run, target: str, nu: Float[Tensor, " rows *node"], *, magnitude: bool = False) -> Deviation:
+def backward(
+    run: Run,
+    target: str,
+    nu: Float[Tensor, " rows *node"],
+    *,
+    magnitude: bool = False,
+    arrived: dict[str, Tensor] | None = None,
+) -> Deviation:
     """Walk rows of ``nu`` from a node to the inputs.
 
     Args:
@@ -43,6 +50,7 @@ def backward(run: Run, target: str, nu: Float[Tensor, " rows *node"], *, magnitu
         target: the node whose rows these are.
         nu: ``[rows, *node]``; a batch of one in the batch's axis stands for the same rows in every example.
         magnitude: also sum up the magnitudes of the terms.
+        arrived: filled with the rows that reach each source and each relaxed node on the way.
 
     Returns:
         The deviation of each row in each example.
@@ -54,6 +62,8 @@ def backward(run: Run, target: str, nu: Float[Tensor, " rows *node"], *, magnitu
         nu = pending.pop(name, None)
         if nu is None:
             continue
+        if arrived is not None and (name in run.program.sources or name in run.lines):
+            arrived[name] = nu
         if name in run.program.sources:
             _add_input(run, name, nu, total)
             continue

@@ -10,7 +10,7 @@ from autodual.bounds.backward import Deviation
 from autodual.bounds.intermediate import in_chunks, relax
 from autodual.bounds.run import ROUNDINGS, Run, meet
 from autodual.methods import Method
-from dual_layers import Interval
+from dual_layers import NONE, Interval
 
 
 def bound_rows(
@@ -25,12 +25,13 @@ def bound_rows(
         lower_only: skip the upper ends where they cost a walk of their own.
 
     Returns:
-        lower, upper and float allowance, each ``(batch, rows)``. NaN is replaced by what it proves: nothing.
+        lower, upper and float allowance (0 where nothing is claimed), each ``(batch, rows)``; NaN is replaced by what it
+        proves: nothing.
     """
     output = run.program.graph.output
     if output not in run.program.rules and output not in run.program.sources:
         return _constant(run, output, spec)
-    projections = relax(run, method, output)
+    projections, proves = relax(run, method, output), run.claim and method.guarantee != NONE
     value = run.values[output]
     outputs, plain = run.features(output), spec is None
     if plain:
@@ -46,20 +47,21 @@ def bound_rows(
 
     if projections is None or projections.walks_back(rows.shape[1]):
         every = torch.arange(rows.shape[1], device=value.device)
-        deviation = in_chunks(run, output, every, seeds, magnitude=True, lower_only=lower_only)
+        deviation = in_chunks(run, output, every, seeds, magnitude=proves, lower_only=lower_only)
     else:
         lower, upper = projections.row_bounds(output, rows)
-        deviation = Deviation(lower.T, upper.T, torch.zeros_like(lower.T))  # an estimate: rounding is the least of its errors
+        deviation = Deviation(lower.T, upper.T, None)  # an estimate: rounding is the least of its errors
     middle = (rows * run.examples(output, value)[:, None]).sum(-1)
     lower, upper = middle + deviation.lower.T, middle + deviation.upper.T
     if plain and not run.strict:
         hull = run.hull(output)  # a probability stays below one, whatever the lines say
         known = meet(Interval(lower, upper), Interval(run.examples(output, hull.lower), run.examples(output, hull.upper)))
         lower, upper = known.lower, known.upper
-    penalties = (len(run.lines) + 2) * deviation.lower.abs()
-    scale = (rows * run.examples(output, value)[:, None]).abs().sum(-1) + (deviation.magnitude + penalties).T
-    allowance = ROUNDINGS * run.coarsest * scale.detach()
-    if run.claim:
+    allowance = torch.zeros_like(lower)
+    if proves:
+        penalties = (len(run.lines) + 2) * deviation.lower.abs()
+        scale = (rows * run.examples(output, value)[:, None]).abs().sum(-1) + (deviation.magnitude + penalties).T
+        allowance = ROUNDINGS * run.coarsest * scale.detach()
         allowance = allowance.masked_fill(run.may_overflow()[:, None], torch.inf)
     return _known(lower, -torch.inf), _known(upper, torch.inf), _known(allowance, torch.inf)
 

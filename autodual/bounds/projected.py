@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from hashlib import blake2b
 
 import numpy as np
@@ -18,15 +19,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from autodual.bounds.backward import backward
 from autodual.bounds.forward import Entry, ForwardWalk, Shifts
 from autodual.bounds.run import Run
-from autodual.estimators import Reduction, Sampling, cauchy_reading, normal_reading
+from autodual.estimators import AbsoluteSum, Reduction, Sampling, cauchy_reading, normal_reading
 from autodual.methods import Projected
 from autodual.regions.base import CAUCHY, NORMAL
 from dual_layers import Interval
 
 _BLOCK = 16
 """Rows that share one generator."""
+
+HEAVY = ":heavy"
+"""Key of the symbols that are walked as they are; no node's name has a colon."""
+
+_SIGNS = 8
+"""Rows of random signs by which symbols are weighed."""
 
 _CHUNK = 2**21
 """Bytes of one node's rows that are walked together: what stays in a core's own cache, and in the heap without page faults."""
@@ -91,31 +99,129 @@ class Stream(ForwardWalk):
         noise: where random numbers come from.
         start: first row.
         stop: one past the last.
+        heavy: symbols that are left out, because they are walked as they are.
         separate: give every source and every relaxed node a stream of its own, as Algorithm 3 does, under its own key.
     """
 
-    def __init__(self, run: Run, noise: NoiseSource, start: int, stop: int, *, separate: bool = False) -> None:
+    def __init__(
+        self, run: Run, noise: NoiseSource, start: int, stop: int, heavy: Heavy | None = None, *, separate: bool = False
+    ) -> None:
         super().__init__(run)
-        self.noise, self.span, self.separate = noise, (start, stop), separate
+        self.noise, self.span, self.heavy, self.separate = noise, (start, stop), heavy, separate
 
     def start(self, source: str) -> Entry:
         """Return noise of the region's size: one for all examples where their regions have one size."""
         run = self.run
         noise, value = run.regions[source].noise(run.given[source]), run.values[source]
         drawn = self.noise.rows(source, noise.kind, *self.span)
-        scale = noise.scale.to(value)
-        if scale.numel() == 1:
+        scale, heavy = noise.scale.to(value), self.heavy is not None and noise.kind == CAUCHY
+        if scale.numel() == 1 and not heavy:
             return {self._key(noise.kind, source): run.node(source, drawn * scale.reshape(()), lead=1)}
-        return {self._key(noise.kind, source): run.node(source, drawn * run.examples(source, scale.expand_as(value)), lead=1)}
+        scale = run.examples(source, scale.expand_as(value))
+        scale = self.heavy.light(source, scale) if heavy else scale
+        return {self._key(noise.kind, source): run.node(source, drawn * scale, lead=1)}
 
     def fresh(self, name: str) -> Entry:
         """Return Cauchy noise as wide as half the gap between the lines."""
         run = self.run
         spread = run.examples(name, run.lines[name].spread)
+        spread = spread if self.heavy is None else self.heavy.light(name, spread)
         return {self._key(CAUCHY, name): run.node(name, self.noise.rows(name, CAUCHY, *self.span) * spread, lead=1)}
 
     def _key(self, kind: str, owner: str) -> str:
         return f"{kind}:{owner}" if self.separate else kind
+
+
+class Heavy:
+    """The symbols that weigh most at a node, example by example: to be walked exactly, while noise carries the rest.
+
+    How much a symbol weighs is guessed by a backward walk of a few rows of random signs. The guess chooses, it proves nothing;
+    since it has random numbers of its own, the noise that is drawn afterwards does not depend on it.
+
+    Args:
+        run: the run; relaxed ancestors of the node have their lines.
+        name: the node.
+        count: how many symbols per example.
+        key: of the random signs.
+    """
+
+    def __init__(self, run: Run, name: str, count: int, key: tuple[int, ...]) -> None:
+        self.run = run
+        scores = self._scores(name, key)
+        self.offsets, self.total = {}, 0
+        for owner, score in scores.items():
+            self.offsets[owner], self.total = self.total, self.total + score.shape[1]
+        self.count = min(count, self.total)
+        every = torch.cat(list(scores.values()), 1) if scores else run.given[run.program.sources[0]].new_zeros(run.batch, 0)
+        self.chosen = every.topk(self.count, dim=1).indices
+
+    def _scores(self, name: str, key: tuple[int, ...]) -> dict[str, Float[Tensor, "batch features"]]:
+        run, arrived, value = self.run, {}, self.run.values[name]
+        drawn = np.random.Generator(np.random.SFC64(np.random.SeedSequence(key))).integers(2, size=(_SIGNS, run.features(name)))
+        signs = torch.from_numpy(2.0 * drawn - 1).to(value)[:, None].expand(-1, run.batch, -1)
+        with torch.no_grad():
+            backward(run, name, run.node(name, signs, lead=1), arrived=arrived)
+            sizes = {owner: self._size(owner) for owner in arrived if owner != name}
+            return {
+                owner: (run.examples(owner, run.expand(owner, arrived[owner]), lead=1).abs().mean(0) * size).nan_to_num()
+                for owner, size in sizes.items()
+                if size is not None
+            }
+
+    def _size(self, owner: str) -> Float[Tensor, "batch features"] | None:
+        """Return the size of an owner's symbols, None for normal noise, whose norm does not add up."""
+        run = self.run
+        if owner in run.lines:
+            return run.examples(owner, run.lines[owner].spread)
+        noise = run.regions[owner].noise(run.given[owner])
+        return (
+            run.examples(owner, noise.scale.to(run.values[owner]).expand_as(run.values[owner]))
+            if noise.kind == CAUCHY
+            else None
+        )
+
+    def light(self, owner: str, size: Float[Tensor, "batch features"]) -> Float[Tensor, "batch features"]:
+        """Return the sizes of an owner's symbols with those that were chosen left out."""
+        own = self._places(owner, size.shape[1])
+        return (
+            size if own is None else size.masked_fill(torch.zeros_like(size).scatter_add(1, own[0], own[1].to(size)) > 0, 0.0)
+        )
+
+    def rows(self, owner: str, start: int, stop: int) -> Float[Tensor, "rows batch features"] | None:
+        """Return the chosen symbols ``start`` to ``stop`` of each example; zero where one is another owner's."""
+        size = self._size(owner)
+        own = None if size is None else self._places(owner, size.shape[1], start, stop)
+        if own is None:
+            return None
+        places, is_own = own
+        sizes = torch.where(is_own, size.gather(1, places), 0.0)
+        rows = size.new_zeros(self.run.batch, places.shape[1], size.shape[1])
+        return rows.scatter(2, places[..., None], sizes[..., None]).movedim(1, 0)
+
+    def _places(self, owner: str, width: int, start: int = 0, stop: int | None = None) -> tuple[Tensor, Tensor] | None:
+        """Return the chosen symbols' places among an owner's, and which of them are its own."""
+        if owner not in self.offsets:
+            return None
+        places = self.chosen[:, start:stop] - self.offsets[owner]
+        is_own = (places >= 0) & (places < width)
+        return places.clamp(0, width - 1), is_own
+
+
+class HeavyColumns(ForwardWalk):
+    """The chosen symbols, each on its own, from ``start`` to ``stop``."""
+
+    def __init__(self, run: Run, heavy: Heavy, start: int, stop: int) -> None:
+        super().__init__(run)
+        self.heavy, self.span = heavy, (start, stop)
+
+    def start(self, source: str) -> Entry:
+        """Return the source's own symbols."""
+        return self.fresh(source)
+
+    def fresh(self, name: str) -> Entry:
+        """Return the node's own symbols."""
+        rows = self.heavy.rows(name, *self.span)
+        return {} if rows is None else {HEAVY: self.run.node(name, rows, lead=1)}
 
 
 class Projections:
@@ -191,8 +297,7 @@ class Projections:
 
         def read(sample: Entry) -> Entry:
             for key in sample.keys() - readings.keys():
-                reading = cauchy_reading if key.startswith(CAUCHY) else normal_reading
-                readings[key] = reading(self.method.estimator, self.method.r, self.share)
+                readings[key] = self._reading(key)
             return {key: readings[key][0].digest(select(self.run.examples(name, rows, lead=1))) for key, rows in sample.items()}
 
         for digested in self._samples(name, read):
@@ -209,25 +314,38 @@ class Projections:
             yield from (read(stream.reach(name)) for stream in self._kept)
             return
         self.stage += self.fresh
-        noise = self._noise()
-        for start, stop in self._spans():
+        for walk in self._walks(name):
             if torch.is_grad_enabled():
                 self.run.settle()  # what is recomputed must find the same cached values as the first time
-                yield checkpoint(lambda *span: read(self._stream(noise, *span).reach(name)), start, stop, use_reentrant=False)
+                yield checkpoint(lambda walk=walk: read(walk().reach(name)), use_reentrant=False)
             else:
-                yield read(self._stream(noise, start, stop).reach(name))
+                yield read(walk().reach(name))
+
+    def _walks(self, name: str) -> Iterator[Callable[[], ForwardWalk]]:
+        """Yield the walks that a node's radius takes: the heaviest symbols themselves, and projections of the others."""
+        noise, heavy = self._noise(), None
+        if self.fresh and self.method.columns:
+            heavy = Heavy(self.run, name, self.method.columns, (self.seed, self.stage, len(self.run.order)))
+            yield from (partial(HeavyColumns, self.run, heavy, *span) for span in self._spans(heavy.count))
+        yield from (partial(self._stream, noise, *span, heavy) for span in self._spans())
+
+    def _reading(self, key: str) -> tuple[Reduction, float]:
+        if key == HEAVY:
+            return AbsoluteSum(), 1.0
+        reading = cauchy_reading if key.startswith(CAUCHY) else normal_reading
+        return reading(self.method.estimator, self.method.r, self.share)
 
     def _noise(self) -> NoiseSource:
         return NoiseSource(self.run, self.method.r, self.seed, self.stage, precise=self.method.bounding)
 
-    def _stream(self, noise: NoiseSource, start: int, stop: int) -> Stream:
-        return Stream(self.run, noise, start, stop, separate=self.separate)
+    def _stream(self, noise: NoiseSource, start: int, stop: int, heavy: Heavy | None = None) -> Stream:
+        return Stream(self.run, noise, start, stop, heavy, separate=self.separate)
 
-    def _spans(self) -> Iterator[tuple[int, int]]:
-        """Split the rows: by what the user asked for, else what the memory budget holds."""
-        r, size = self.method.r, self.method.at_once
+    def _spans(self, rows: int | None = None) -> Iterator[tuple[int, int]]:
+        """Split rows, the projections by default: by what the user asked for, else by what fits the cache."""
+        r, size = self.method.r if rows is None else rows, self.method.at_once
         if size is None and torch.is_grad_enabled():
-            size = r
+            size = max(r, 1)
         if size is None:
             widest = max(self.run.values[name].numel() * self.run.values[name].element_size() for name in self.run.order)
             size = max(1, _CHUNK // widest)
