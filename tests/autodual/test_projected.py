@@ -18,6 +18,7 @@ from autodual.bounds.projected import HEAVY, Heavy, HeavyColumns, NoiseSource, P
 from autodual.errors import SpecificationError
 from autodual.methods import Dual, Projected
 from autodual.report import Verdict
+from benchmarks.projections_proofs import Often, gated_failures
 from benchmarks.zoo import Effort, examine
 from dual_layers import NONE
 from tests.reference.networks import NETWORKS, random_network
@@ -326,41 +327,15 @@ def bound_with(run, method, projections):
         return bound_rows(run, method, None)
 
 
-class Gated(nn.Module):
-    """A sum of clamped values: one that is estimated small is kept, a large one gives way to fresh noise of bounded size."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.copy = nn.Linear(width, width, bias=False)
-        nn.init.eye_(self.copy.weight)
-
-    def forward(self, x):
-        return nn.functional.hardtanh(self.copy(x)).sum(1, keepdim=True)
-
-
-class Loose(Watched):
-    """Every estimate may fail with 0.2."""
-
-    share = 0.2
-
-
 @pytest.mark.parametrize("fresh", [True, False])
 @torch.no_grad()
 def test_only_fresh_projections_keep_the_stated_probability(fresh):
     """Where slopes follow estimates, what they let through of the draws behind these is small: shared draws fail too often."""
-    net, x = autodual.certify(Gated(60).double()), torch.zeros(1, 60, dtype=torch.float64)
-    everything = Projected(first_exact=False, intersect=False)
-    failures, runs = 0, 120
-    for seed in range(runs):
-        run = net._run(net._problem(x, autodual.LInf(1.0)), claim=False)
-        projections = Loose(run, Projected(r=1, estimator="order", first_exact=False, heavy=0, seed=seed), (), fresh=fresh)
-        bound_with(run, everything, projections)
-        output = run.program.graph.output
-        failures += int(Projections.radius(projections, output, lambda rows: rows) < exact_radius(run, output))
+    failures, allowed = gated_failures(120, fresh=fresh), Often.share
     if fresh:
-        assert failures <= stats.binom.ppf(0.999, runs, Loose.share)
+        assert failures <= stats.binom.ppf(0.999, 120, allowed)
     else:
-        assert failures > stats.binom.ppf(1 - 1e-6, runs, Loose.share)
+        assert failures > stats.binom.ppf(1 - 1e-6, 120, allowed)
 
 
 # ------------------------------------------------------------------------------------- reproducible
