@@ -47,8 +47,8 @@ def certificates(arguments: argparse.Namespace) -> None:
     progress("")
     notes = (
         f"probability: that one certificate of the {len(x)} fails, at most; estimates: for each image; inflation: what radii\n"
-        "are multiplied by, typically, less what is walked exactly (heavy), and the bound in use. Images without a certificate\n"
-        "include misclassified ones."
+        "are multiplied by, typically, less what is walked exactly (heavy), and the bound in use. Images without a\n"
+        "certificate include misclassified ones."
     )
     header = ["method", "r", "heavy", "images", "certified", "share", "probability", "estimates", "inflation", "s/image"]
     show(f"Certificates on mnist, l_inf {entry.epsilon}, seed 0, float32, batches of {BATCH}", header, rows, notes)
