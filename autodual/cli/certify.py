@@ -11,11 +11,23 @@ from torch import Tensor
 
 import autodual
 from autodual.cli import output
-from autodual.cli.common import DTYPES, Formatter, add_run_options, fraction, positive, progress_bar, radius, require
+from autodual.cli.common import (
+    DTYPES,
+    CommandError,
+    Formatter,
+    add_run_options,
+    fraction,
+    positive,
+    progress_bar,
+    radius,
+    require,
+)
 from autodual.cli.evaluation import certify, survives
 from autodual.cli.inputs import add_data_options, add_model_options, load_data, load_model
 from autodual.cli.method_options import add_method_options, method_from
 from autodual.methods import Method
+from autodual.report import why_none
+from dual_layers import NONE
 
 NORMS = {"linf": autodual.LInf, "l2": autodual.L2, "l1": autodual.L1}
 
@@ -93,6 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Certify, print a table, write the files asked for."""
     arguments.dtype = DTYPES[arguments.dtype]
     method = method_from(arguments)
+    if method.guarantee == NONE:
+        raise CommandError(f"--method {arguments.method} proves nothing: {why_none(method)}")
     output.check_writable(arguments)
     x, y = load_data(arguments)
     net = autodual.certify(load_model(arguments.model, arguments.weights, arguments.dtype, arguments.device))

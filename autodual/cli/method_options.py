@@ -57,7 +57,7 @@ def _method_fields() -> list[tuple[str, Any, list[str], str]]:
 
 def _described(name: str, kind: type) -> str:
     line = (kind.__doc__ or "").strip().splitlines()[0]
-    text = line.split(":", 1)[-1].strip().rstrip(".")
+    text = line.split(":", 1)[-1].strip().rstrip(".").replace("``", "")
     return textwrap.fill(f"{name:<10}  {text}", 80, subsequent_indent=" " * 12)
 
 

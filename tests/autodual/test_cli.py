@@ -95,7 +95,10 @@ def test_certify_writes_what_verify_says(files, capsys):
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_norm_and_method(files, norm, method):
-    assert certify(files, "--norm", norm, "--method", method, "--limit", "3", "--batch", "2", "--dtype", "float64") == 0
+    options = ["--estimator", "tightest", "--examples", "3"] if method == "projected" else []
+    assert (
+        certify(files, "--norm", norm, "--method", method, *options, "--limit", "3", "--batch", "2", "--dtype", "float64") == 0
+    )
 
 
 def test_method_options_reach_the_method(files):
@@ -183,6 +186,8 @@ def broken_files(files) -> None:
         ({"shape": ["3"]}, "--shape 3: the stored inputs have shape (4,)"),
         ({"scale": ["0"]}, "--scale must be a positive number"),
         ({"method": ["interval"], "walk": ["forward"]}, "--walk is not an option of --method interval"),
+        ({"method": ["projected"]}, "proves nothing: the median of random projections is an estimate"),
+        ({"method": ["projected"], "r": ["1"]}, "must be an integer of at least 3"),
         ({"domain": ["1", "0"]}, "domain"),
         ({"json": ["no/such/folder/a.json"]}, "--json: cannot write no/such/folder/a.json: there is no folder no/such/folder"),
         ({"csv": ["."]}, "--csv: cannot write .: it is a folder"),
