@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dual_layers.families import root_of_squares
+
 Estimator = Literal["median", "log-mean", "geometric", "order", "tightest"]
 """``median`` and ``log-mean`` estimate; ``geometric`` and ``order`` bound; ``tightest`` is the better one of these two."""
 
@@ -27,8 +29,8 @@ BOUNDING = ("geometric", "order", "tightest")
 FEWEST = 3
 """Fewer Cauchy samples than this have no median of finite mean."""
 
-_BISECTIONS = 80
-_CANDIDATES = 64
+_BISECTIONS = 64
+_CANDIDATES = 32
 _BLOCK = 1024
 _WORTH_THREADS = 16
 
@@ -228,7 +230,8 @@ class OrderStatistic(Reduction):
             index = torch.zeros_like(chosen, dtype=torch.long)
             for row, sample in enumerate(samples):
                 index = torch.where(sample.abs() == chosen, row, index)
-        return samples.gather(0, index[None])[0].abs().reshape(shape)
+        picked = samples.gather(0, index[None])[0].abs()
+        return torch.where(chosen.isnan(), chosen, picked).reshape(shape)
 
 
 class Mean(Reduction):
@@ -283,12 +286,12 @@ class RootMeanSquare(Mean):
 
     def digest(self, part: Tensor) -> Tensor:
         """Add up squares."""
-        return part.square().sum(0)
+        self.like = part[:0]
+        return part.double().square().sum(0)
 
     def value(self) -> Tensor:
         """Return the root of the mean."""
-        positive = self.total > 0
-        return torch.where(positive, (torch.where(positive, self.total, 1.0) / self.r).sqrt(), self.total)
+        return root_of_squares(self.total / self.r, self.like)
 
 
 def _ranked(parts: list[Tensor], rank: int) -> Tensor:

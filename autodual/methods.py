@@ -109,9 +109,11 @@ class Projected:
 
     Attributes:
         r: number of projections; an estimate's relative spread is about ``1.6 / sqrt(r)``.
-        estimator: ``median`` (gradients reach one sample per unit), ``log-mean`` (no sort, gradients reach all samples),
-            ``geometric`` (Chernoff's tail), ``order`` (exact binomial tail) or ``tightest`` (the better of these two).
-        seed: of the random numbers, which no batch or machine changes; by default drawn from torch's global generator.
+        estimator: ``median`` (to train on: gradients reach one sample per unit), ``log-mean`` (no sort, but gradients of heavy
+            tails, since samples near 0 count most), ``geometric`` (Chernoff's tail), ``order`` (exact binomial tail) or
+            ``tightest`` (the better of these two).
+        seed: of the random numbers, which no batch changes; by default drawn from torch's global generator. A certificate's
+            probability is over them: it says nothing about weights or inputs that were chosen knowing the seed.
         delta: with ``geometric``, ``order`` and ``tightest``, the probability that a certificate among ``examples`` fails.
         examples: how many examples ``delta`` covers together: 1 for a statement about each alone, or the size of the data set.
         first_exact: bound what lies behind the first affine segment exactly instead.
@@ -152,11 +154,12 @@ class Projected:
         known = get_args(Estimator)
         if self.estimator not in known:
             raise SpecificationError(f"estimator must be one of {', '.join(known)}, got {self.estimator!r}")
-        if not _is_count(self.r) or self.r < (1 if self.estimator in BOUNDING else FEWEST):
-            raise SpecificationError(f"r, the number of projections, must be an integer of at least {FEWEST}, got {self.r!r}")
-        if self.seed is not None and (not isinstance(self.seed, int) or self.seed < 0):
+        fewest = 1 if self.estimator in BOUNDING else FEWEST
+        if not _is_count(self.r) or self.r < fewest:
+            raise SpecificationError(f"r, the number of projections, must be an integer of at least {fewest}, got {self.r!r}")
+        if self.seed is not None and not (self.seed == 0 or _is_count(self.seed)):
             raise SpecificationError(f"seed must be None or an integer of at least 0, got {self.seed!r}")
-        if not isinstance(self.delta, (int, float)) or not 0 < self.delta < 1:
+        if not isinstance(self.delta, (int, float)) or not 1e-100 < self.delta < 1:
             raise SpecificationError(f"delta, the probability of failure, must lie between 0 and 1, got {self.delta!r}")
         if not _is_count(self.examples):
             raise SpecificationError(f"examples must be a positive integer, got {self.examples!r}")
@@ -199,7 +202,7 @@ class Projected:
 
         Each has its share of delta, and random numbers of its own: what is asked next may depend on the last answer.
         """
-        seed = None if self.seed is None else int(np.random.SeedSequence((self.seed, index)).generate_state(1)[0])
+        seed = None if self.seed is None else int(np.random.SeedSequence((self.seed, index)).generate_state(1, np.uint64)[0])
         return replace(self, delta=self.delta / count, seed=seed)
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dual_layers.contract import INPUT, Call, Facts, RuleSample, Slot
-from dual_layers.families import Affine
+from dual_layers.families import Affine, root_of_squares
 from dual_layers.refusals import unless_only
 from dual_layers.registry import register
 from dual_layers.sample_values import wave, waves
@@ -52,7 +52,7 @@ class Convolution(Affine, ABC):
         arguments = self.arguments
         if not arguments.transposed and arguments.padding_mode != "zeros":
             return None
-        return _apply(lengths[0].square(), arguments, arguments.weight.square()).clamp(min=0).sqrt()
+        return root_of_squares(_apply(lengths[0].double().square(), arguments, arguments.weight.double().square()), lengths[0])
 
     def transpose(self, nu: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Convolve the other way, with the rows folded into the batch: one large convolution, no vmap."""

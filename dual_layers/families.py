@@ -58,6 +58,10 @@ class Affine(DualLayer):
         """Apply ``|A|``, the operator with absolute coefficients and no constant part, to non-negative radii."""
         raise NotImplementedError(f"{type(self).__name__} is not monotone and must define magnitude()")
 
+    def absolute(self, *radii: Tensor) -> Tensor:
+        """Apply ``|A|`` to non-negative radii, without the constant part."""
+        return self.linear(*radii) if self.facts.monotone else self.magnitude(*radii)
+
     def euclidean(self, *lengths: Tensor) -> Tensor | None:
         """Return the Euclidean norm of each row of ``A diag(lengths)``: ``sqrt(A^2 lengths^2)``, squares element by element.
 
@@ -127,6 +131,15 @@ class Relaxed(DualLayer):
     def push(self, slopes: tuple[Tensor, ...], points: tuple[Tensor, ...]) -> Tensor:
         """Apply one side's slopes to one point per perturbed input; the points may have a leading axis of rows."""
         return sum(_times(slope, point) for slope, point in zip(slopes, points, strict=True))
+
+
+def root_of_squares(total: Tensor, like: Tensor) -> Tensor:
+    """Return the root of a sum of squares, with derivative 0 at 0, in another tensor's precision.
+
+    Squares are to be summed in double precision: in single precision those of small numbers vanish.
+    """
+    positive = total > 0
+    return torch.where(positive, torch.where(positive, total, 1.0).sqrt(), total.clamp(min=0)).to(like.dtype)
 
 
 class Composite(DualLayer):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dual_layers.contract import INPUT, Call, Facts, RuleSample
-from dual_layers.families import Affine
+from dual_layers.families import Affine, root_of_squares
 from dual_layers.refusals import unless_only
 from dual_layers.registry import register
 from dual_layers.sample_values import wave, waves
@@ -64,7 +64,7 @@ class DualLinear(Affine):
 
     def euclidean(self, *lengths: Tensor) -> Tensor:
         """Multiply squares by the squared weight."""
-        return F.linear(lengths[0].square(), self.arguments.weight.square()).sqrt()
+        return root_of_squares(F.linear(lengths[0].double().square(), self.arguments.weight.double().square()), lengths[0])
 
     @classmethod
     def samples(cls) -> Iterator[RuleSample]:

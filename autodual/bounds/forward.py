@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor
@@ -25,14 +25,20 @@ class ForwardWalk(ABC):
     """Rows of vectors pushed from the sources on.
 
     A node's entry maps a key to rows ``[rows, *node]``; a batch of one in the batch's axis stands for every example. An entry
-    is forgotten as soon as every node that reads it was visited.
+    is forgotten as soon as every node that reads it was visited, and it was released if it was to be asked for.
+
+    Args:
+        run: the run.
+        asked: nodes that will be asked for after nodes behind them may have been visited.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, asked: Collection[str] = ()) -> None:
         self.run = run
         self.entries: dict[str, Entry] = {}
         self._visited: set[str] = set()
         self._readers = Counter(parent for parents in run.program.parents.values() for parent in parents)
+        self._asked = set(asked)
+        self._readers.update(self._asked)
 
     @abstractmethod
     def start(self, source: str) -> Entry:
@@ -43,7 +49,7 @@ class ForwardWalk(ABC):
         """Return what a relaxed node adds of its own."""
 
     def reach(self, name: str) -> Entry:
-        """Push everything up to a node whose relaxed ancestors have their lines; not one whose readers were all visited."""
+        """Push everything up to a node whose relaxed ancestors have their lines, and return its entry."""
         ancestors = self.run.needed(name)
         for each in self.run.order:
             if each in ancestors and each not in self._visited:
@@ -62,9 +68,19 @@ class ForwardWalk(ABC):
 
     def _forget_before(self, name: str) -> None:
         for parent in self.run.program.parents.get(name, ()):
-            self._readers[parent] -= 1
-            if not self._readers[parent]:
-                del self.entries[parent]
+            self._serve(parent)
+
+    def release(self, name: str) -> None:
+        """Let go of a node that was to be asked for, and will not be any more."""
+        if name in self._asked:
+            self._asked.remove(name)
+            self._serve(name)
+
+    def _serve(self, name: str) -> None:
+        """Count one reader of a node as served, and forget its entry with the last."""
+        self._readers[name] -= 1
+        if not self._readers[name]:
+            del self.entries[name]
 
     def _through_affine(self, name: str, rows: tuple[Tensor, ...]) -> Tensor:
         run, parents = self.run, self.run.program.parents[name]
@@ -127,8 +143,8 @@ class NoiseSymbols(Shifts):
     Source: thesis, Algorithm 2 with errata 1 and 2. A symbol's key is its owner: a source, or a relaxed node.
     """
 
-    def __init__(self, run: Run) -> None:
-        super().__init__(run)
+    def __init__(self, run: Run, asked: Collection[str] = ()) -> None:
+        super().__init__(run, asked)
         self.counts: dict[str, int] = {}
 
     @property
@@ -169,4 +185,5 @@ class NoiseSymbols(Shifts):
             else:
                 spread = columns.abs().sum(0)
                 below, above = below + spread, above + spread
+        self.release(name)
         return middle - below, middle + above

@@ -10,8 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 from autodual.bounds.backward import Deviation, backward
 from autodual.bounds.forward import NoiseSymbols
-from autodual.bounds.projected import Projections, first_segment
+from autodual.bounds.projected import Projections
 from autodual.bounds.run import Lines, Run, identity_rows, meet
+from autodual.errors import AutoDualError, SpecificationError
 from autodual.methods import IBP, Adaptive, Dual, Method, Projected
 from dual_layers import Interval
 
@@ -40,26 +41,35 @@ def relax(run: Run, method: Method, target: str) -> Projections | None:
             continue
         box = tuple(_bound_input(run, parent, method, forward) for parent in run.program.parents[name])
         slopes = run.layers[name].slopes(box, "adaptive" if isinstance(method, Adaptive) else "parallel")
+        if forward is not None and not slopes.parallel:
+            rule = type(run.layers[name]).__name__
+            raise AutoDualError(f'{rule}.slopes gave two slopes where "parallel" was asked for: this method needs one')
         run.lines[name] = run.relate(name, slopes, box)
     return forward if isinstance(forward, Projections) else None
 
 
 def _forward_walk(run: Run, method: Method, target: str) -> Forward | None:
     if isinstance(method, Projected):
-        projections = Projections(run, method, _estimated(run, method, target))
+        if run.batch > method.examples > 1:
+            raise SpecificationError(
+                f"delta is to cover {method.examples} examples together, but there are {run.batch} of them"
+            )
+        projections = Projections(run, method, _asked(run, method, target))
         run.sampling = projections.sampling
         return projections
-    return NoiseSymbols(run) if isinstance(method, Dual) and method.walk == "forward" else None
+    if isinstance(method, Dual) and method.walk == "forward":
+        return NoiseSymbols(run, _asked(run, method, target))
+    return None
 
 
-def _estimated(run: Run, method: Projected, target: str) -> tuple[str, ...]:
-    """Name the nodes whose bounds are estimated on the way to a target, itself left out."""
+def _asked(run: Run, method: Dual | Projected, target: str) -> tuple[str, ...]:
+    """Name the nodes that a forward walk will be asked to bound on the way to a target, itself left out."""
     ancestors, found = run.needed(target), {}
     inputs = [parent for name in run.program.relaxed if name in ancestors for parent in run.program.parents[name]]
     for name in inputs:
         while not _taken_exactly(run, name, method) and _repeats(run, name):
             (name,) = run.program.parents[name]
-        if not _taken_exactly(run, name, method) and not (method.first_exact and first_segment(run, name) is not None):
+        if not _taken_exactly(run, name, method):
             found[name] = None
     return tuple(found)
 
@@ -193,6 +203,7 @@ def _from_projections(run: Run, name: str, method: Projected, projections: Proje
         every = False
     lower, upper = (end.to(reference.dtype) for end in projections.bounds(name, None if every else columns))
     how = f"{len(columns)} of {width} by {method.r} projections"
+    how = "first affine segment, exact" if projections.knows(name) else how
     if method.strict:
         return _interval(run, name, lower, upper), how
     # The reference is a point of the region: an estimate that leaves it out is too narrow.

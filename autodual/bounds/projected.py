@@ -9,7 +9,7 @@ through every affine map and every slope, and at each relaxed node fresh Cauchy 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from hashlib import blake2b
 
@@ -25,7 +25,6 @@ from autodual.bounds.run import Run
 from autodual.estimators import AbsoluteSum, Reduction, Sampling, cauchy_reading, normal_reading
 from autodual.methods import Projected
 from autodual.regions.base import CAUCHY, NORMAL
-from dual_layers import Interval
 
 _BLOCK = 16
 """Rows that share one generator."""
@@ -92,7 +91,9 @@ _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 class Stream(ForwardWalk):
-    """Rows ``start`` to ``stop`` of the random vectors. A key is the kind of noise; what adds up under one keeps its kind.
+    """Rows ``start`` to ``stop`` of the random vectors, under one key for all Cauchy noise and one for each normal source.
+
+    Norms over Cauchy noise add up: those of two boxes, and of every relaxed node. The l_2 norms of two balls do not.
 
     Args:
         run: the run.
@@ -100,13 +101,22 @@ class Stream(ForwardWalk):
         start: first row.
         stop: one past the last.
         heavy: symbols that are left out, because they are walked as they are.
+        asked: as for ``ForwardWalk``.
         separate: give every source and every relaxed node a stream of its own, as Algorithm 3 does, under its own key.
     """
 
     def __init__(
-        self, run: Run, noise: NoiseSource, start: int, stop: int, heavy: Heavy | None = None, *, separate: bool = False
+        self,
+        run: Run,
+        noise: NoiseSource,
+        start: int,
+        stop: int,
+        heavy: Heavy | None = None,
+        *,
+        asked: Collection[str] = (),
+        separate: bool = False,
     ) -> None:
-        super().__init__(run)
+        super().__init__(run, asked)
         self.noise, self.span, self.heavy, self.separate = noise, (start, stop), heavy, separate
 
     def start(self, source: str) -> Entry:
@@ -129,7 +139,12 @@ class Stream(ForwardWalk):
         return {self._key(CAUCHY, name): run.node(name, self.noise.rows(name, CAUCHY, *self.span) * spread, lead=1)}
 
     def _key(self, kind: str, owner: str) -> str:
-        return f"{kind}:{owner}" if self.separate else kind
+        return stream_key(kind, owner, separate=self.separate)
+
+
+def stream_key(kind: str, owner: str, *, separate: bool) -> str:
+    """Name the stream that an owner's noise goes into."""
+    return kind if kind == CAUCHY and not separate else f"{kind}:{owner}"
 
 
 class Heavy:
@@ -225,7 +240,7 @@ class HeavyColumns(ForwardWalk):
 
 
 class Projections:
-    """Bounds of nodes from random projections, asked for in topological order.
+    """Bounds of nodes from random projections.
 
     Args:
         run: the run.
@@ -240,12 +255,11 @@ class Projections:
     def __init__(
         self, run: Run, method: Projected, estimated: tuple[str, ...], *, fresh: bool | None = None, separate: bool = False
     ) -> None:
-        self.run, self.method, self.separate = run, method, separate
+        self.run, self.method, self.estimated, self.separate = run, method, estimated, separate
         self.fresh = method.bounding if fresh is None else fresh
         self.seed = int(torch.randint(2**62, ())) if method.seed is None else method.seed
-        self.estimates = sum(run.features(name) * len(self._kinds(name)) for name in estimated)
-        self.shifts = Shifts(run)
-        self.stage = 0
+        self.estimates = sum(run.features(name) * len(self.keys(name)) for name in estimated if not self.knows(name))
+        self.shifts = Shifts(run, estimated)
         self._kept: list[Stream] | None = None
 
     @property
@@ -260,6 +274,10 @@ class Projections:
         """The probability with which one estimate may fail."""
         return self.method.delta / (self.method.examples * max(self.estimates, 1))
 
+    def knows(self, name: str) -> bool:
+        """Whether a node lies in a Euclidean ball's first affine segment, where nothing need be estimated."""
+        return self.method.first_exact and first_segment(self.run, name) is not None
+
     def walks_back(self, rows: int) -> bool:
         """Whether this many rows of the specification are walked back exactly; a certificate's always are."""
         return self.method.bounding or (self.method.last_exact and rows <= self.method.r)
@@ -268,6 +286,7 @@ class Projections:
         """Bound a node's elements: lower and upper, each ``[batch, columns]``; all elements by default."""
         run = self.run
         middle = run.examples(name, run.values[name] + self.shifts.shift(name))
+        self.shifts.release(name)
         middle = middle if columns is None else middle[:, columns]
         radius = self._euclidean(name, columns) if self.method.first_exact else None
         if radius is None:
@@ -309,11 +328,12 @@ class Projections:
         """Yield what is read of the vectors that arrive at a node, some rows at a time."""
         if not self.fresh and self.method.at_once is None:
             if self._kept is None:
-                noise = self._noise()
-                self._kept = [self._stream(noise, *span) for span in self._spans()]
-            yield from (read(stream.reach(name)) for stream in self._kept)
+                noise = self._noise(0)
+                self._kept = [self._stream(noise, *span, asked=self.estimated) for span in self._spans()]
+            for stream in self._kept:
+                yield read(stream.reach(name))
+                stream.release(name)
             return
-        self.stage += self.fresh
         for walk in self._walks(name):
             if torch.is_grad_enabled():
                 self.run.settle()  # what is recomputed must find the same cached values as the first time
@@ -323,9 +343,10 @@ class Projections:
 
     def _walks(self, name: str) -> Iterator[Callable[[], ForwardWalk]]:
         """Yield the walks that a node's radius takes: the heaviest symbols themselves, and projections of the others."""
-        noise, heavy = self._noise(), None
+        stage = 1 + self.run.order.index(name) if self.fresh else 0  # the node decides, whatever was asked for before
+        noise, heavy = self._noise(stage), None
         if self.fresh and self.method.columns:
-            heavy = Heavy(self.run, name, self.method.columns, (self.seed, self.stage, len(self.run.order)))
+            heavy = Heavy(self.run, name, self.method.columns, (self.seed, stage, len(self.run.order)))
             yield from (partial(HeavyColumns, self.run, heavy, *span) for span in self._spans(heavy.count))
         yield from (partial(self._stream, noise, *span, heavy) for span in self._spans())
 
@@ -335,11 +356,13 @@ class Projections:
         reading = cauchy_reading if key.startswith(CAUCHY) else normal_reading
         return reading(self.method.estimator, self.method.r, self.share)
 
-    def _noise(self) -> NoiseSource:
-        return NoiseSource(self.run, self.method.r, self.seed, self.stage, precise=self.method.bounding)
+    def _noise(self, stage: int) -> NoiseSource:
+        return NoiseSource(self.run, self.method.r, self.seed, stage, precise=self.method.bounding)
 
-    def _stream(self, noise: NoiseSource, start: int, stop: int, heavy: Heavy | None = None) -> Stream:
-        return Stream(self.run, noise, start, stop, heavy, separate=self.separate)
+    def _stream(
+        self, noise: NoiseSource, start: int, stop: int, heavy: Heavy | None = None, asked: Collection[str] = ()
+    ) -> Stream:
+        return Stream(self.run, noise, start, stop, heavy, asked=asked, separate=self.separate)
 
     def _spans(self, rows: int | None = None) -> Iterator[tuple[int, int]]:
         """Split rows, the projections by default: by what the user asked for, else by what fits the cache."""
@@ -351,13 +374,12 @@ class Projections:
             size = max(1, _CHUNK // widest)
         return ((start, min(start + size, r)) for start in range(0, r, size))
 
-    def _kinds(self, name: str) -> set[str]:
-        """Collect the kinds of noise that reach a node."""
-        ancestors = self.run.needed(name) - {name}
-        kinds = {
-            self.run.regions[each].noise(self.run.given[each]).kind for each in self.run.program.sources if each in ancestors
-        }
-        return kinds | {CAUCHY for each in self.run.program.relaxed if each in ancestors}
+    def keys(self, name: str) -> set[str]:
+        """Collect the streams that a node reads: a norm is estimated from each."""
+        run, ancestors = self.run, self.run.needed(name)
+        kinds = {each: run.regions[each].noise(run.given[each]).kind for each in run.program.sources if each in ancestors}
+        kinds |= {each: CAUCHY for each in run.program.relaxed if each in ancestors}
+        return {stream_key(kind, each, separate=self.separate) for each, kind in kinds.items()}
 
     def _euclidean(self, name: str, columns: Tensor | None) -> Tensor | None:
         """Return the exact radius of a node in the first affine segment behind a Euclidean ball, None where it is unknown."""
@@ -383,5 +405,5 @@ def first_segment(run: Run, name: str) -> Tensor | None:
     if before is None:
         return None
     if layer.facts.injective or layer.facts.elementwise or layer.facts.selection:
-        return layer.interval(Interval(-before, before)).radius
+        return layer.absolute(before)
     return layer.euclidean(before)

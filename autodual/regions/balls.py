@@ -144,10 +144,6 @@ class RoundBall(Ball):
         """Return the box ``center +- eps`` cut by the domain: every end is reached along its own axis."""
         return self.box_around(self.center(x))
 
-    def noise(self, x: Tensor) -> Noise:
-        """Return normal noise of scale eps: the whole Euclidean ball's, which holds l_1 balls and balls cut by a domain."""
-        return Noise(NORMAL, self.radius_of(x))
-
     def room(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return how far the domain reaches below and above the centre, each (batch, coordinates), at least 0."""
         center, (lower, upper) = self.center(x), self.domain_of(x)
@@ -212,6 +208,10 @@ class L2(RoundBall):
         eps = as_limit(self.eps, x)
         return eps * l2_norm(v) if self.domain is None else l2_excess_in_box(flat(v, 2), *self.room(x), eps)
 
+    def noise(self, x: Tensor) -> Noise:
+        """Return normal noise of scale eps: the whole ball's, also where a domain cuts it."""
+        return Noise(NORMAL, self.radius_of(x))
+
     @staticmethod
     def norm(v: Tensor) -> Tensor:
         """Return the Euclidean norm over the last axis, keeping the axis."""
@@ -244,6 +244,10 @@ class L1(RoundBall):
         """Return ``eps * ||v||_inf``, or the one-dimensional dual where there is a domain."""
         eps = as_limit(self.eps, x)
         return eps * linf_norm(v) if self.domain is None else l1_excess_in_box(flat(v, 2), *self.room(x), eps)
+
+    def noise(self, x: Tensor) -> Noise:
+        """Return normal noise of scale eps: that of the Euclidean ball around this one."""
+        return Noise(NORMAL, self.radius_of(x))
 
     @staticmethod
     def norm(v: Tensor) -> Tensor:

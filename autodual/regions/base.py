@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from autodual.regions.checks import check_input, check_support, describe
+from autodual.errors import SpecificationError
+from autodual.regions.checks import check_input, check_noise, check_support, describe
 from autodual.regions.supports import dot
 from dual_layers.contract import Interval
 
@@ -33,6 +34,13 @@ class Noise:
 
     kind: Literal["cauchy", "normal"]
     scale: Tensor
+
+    def __post_init__(self) -> None:
+        """Check both; NaN is no scale."""
+        if self.kind not in (CAUCHY, NORMAL):
+            raise SpecificationError(f'the kind of noise must be "{CAUCHY}" or "{NORMAL}", got {self.kind!r}')
+        if not bool((self.scale >= 0).all()):
+            raise SpecificationError("the scale of noise must be a tensor of numbers of at least 0")
 
 
 class Region(ABC):
@@ -142,6 +150,8 @@ class Region(ABC):
         """
         check_input(x, name)
         check_support(self, self.support, x, name)
+        if type(self).noise is not Region.noise:
+            check_noise(self, x, name)
 
     def __repr__(self) -> str:
         """Return the class with its numbers, texts and tensors, these abridged."""

@@ -132,6 +132,33 @@ def check_support(region: object, support: Callable[[Tensor, Tensor], object], x
         )
 
 
+def check_noise(region: object, x: Tensor, name: str) -> None:
+    """Check on a few rows that a region's own noise is as wide as the region.
+
+    Args:
+        region: with ``noise`` and ``excess``.
+        x: the examples.
+        name: what the user calls ``x``.
+    """
+    if x.numel() == 0:
+        return
+    rows = torch.randn(4, x[:1].numel(), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    v = torch.cat([rows, torch.eye(rows.shape[1], dtype=torch.float64)[:4]]).to(x)
+    v = v.reshape(len(v), 1, *x.shape[1:]).expand(-1, *x.shape)
+    with torch.no_grad():
+        noise = region.noise(x)
+        order = 1 if noise.kind == "cauchy" else 2
+        size = torch.linalg.vector_norm((v * noise.scale).reshape(*v.shape[:2], -1), order, dim=-1)
+        excess = torch.maximum(region.excess(x, v), region.excess(x, -v))
+    wrong = ~(excess <= size * (1 + 1e-3))
+    if wrong.any():
+        where = first(wrong)
+        raise SpecificationError(
+            f"{name}: {type(region).__name__}.noise is too small for example {where[1].item()}: along a random row the region "
+            f"reaches {excess[tuple(where)].item():g} from its centre, the noise only {size[tuple(where)].item():g}"
+        )
+
+
 def check_inside(x: Tensor, domain: tuple[object, object] | None, name: str, *, reach: Tensor | float, advice: str) -> None:
     """Check that ``x`` is at most ``reach`` outside its domain, up to rounding; ``advice`` ends the message."""
     if domain is None:

@@ -42,7 +42,10 @@ def l1_norm(v: Tensor) -> Tensor:
 
 def l2_norm(v: Tensor) -> Tensor:
     """Return ``||v||_2`` for every row and example, with gradient 0 at 0."""
-    return torch.linalg.vector_norm(v, dim=feature_axes(v)) if v.dim() > 2 else v.abs()
+    if v.dim() <= 2:
+        return v.abs()
+    # In double precision: the squares of small numbers vanish in single precision, and the bound with them.
+    return torch.linalg.vector_norm(v, dim=feature_axes(v), dtype=torch.float64).to(v.dtype)
 
 
 def linf_norm(v: Tensor) -> Tensor:

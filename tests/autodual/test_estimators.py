@@ -143,11 +143,13 @@ def test_no_noise_is_no_radius_and_has_a_finite_gradient(build):
     assert bool(gradient.isfinite().all())
 
 
-def test_nan_never_makes_a_radius_smaller():
-    samples = torch.tensor([[1.0, 1.0], [math.nan, 2.0], [3.0, math.nan]], dtype=torch.float64)
-    reduction = OrderStatistic(2)
-    reduction.add(reduction.digest(samples))
-    assert reduction.value().tolist() == [3.0, 2.0]
+@pytest.mark.parametrize("grad", [False, True])
+def test_nan_never_makes_a_radius_smaller(grad):
+    samples = torch.tensor([[1.0, 1.0], [math.nan, 2.0], [3.0, math.nan]], dtype=torch.float64, requires_grad=grad)
+    for rank, expected in ((2, [3.0, 2.0]), (3, [math.nan, math.nan])):
+        reduction = OrderStatistic(rank)
+        reduction.add(reduction.digest(samples))
+        torch.testing.assert_close(reduction.value().detach().tolist(), expected, equal_nan=True)
     for build in (GeometricMean, RootMeanSquare):
         reduction = build(3)
         reduction.add(reduction.digest(samples))

@@ -14,13 +14,15 @@ from torch import nn
 import autodual
 from autodual.bounds.bound import bound_rows
 from autodual.bounds.forward import NoiseSymbols
-from autodual.bounds.projected import HEAVY, Heavy, HeavyColumns, NoiseSource, Projections
+from autodual.bounds.projected import HEAVY, Heavy, HeavyColumns, NoiseSource, Projections, first_segment
 from autodual.errors import SpecificationError
 from autodual.methods import Dual, Projected
+from autodual.regions import Noise
 from autodual.report import Verdict
 from benchmarks.projections_proofs import Often, gated_failures
 from benchmarks.zoo import Effort, examine
 from dual_layers import NONE
+from dual_layers.relu import DualReLU
 from tests.reference.networks import NETWORKS, random_network
 from tests.zoo.collection import ZOO
 
@@ -49,8 +51,37 @@ ENCLOSED = {
 }
 
 
+class Product(nn.Module):
+    """A product of two linear maps, then a ReLU: a relaxed node is another one's input."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.last = nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.left(x) * self.right(x)))
+
+
+class Pooled(nn.Module):
+    """Maxima of ReLUs, then a ReLU again."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv1d(1, 4, 3), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(torch.relu(nn.functional.max_pool1d(torch.relu(self.first(x[:, None])), 2) - 0.1).flatten(1))
+
+
+OTHERS = {"product": Product, "pooled": Pooled}
+
+
 def problem(kind: str, batch: int = 3, seed: int = 0):
-    model, shape = random_network(kind, seed)
+    if kind in OTHERS:
+        torch.manual_seed(seed)
+        model, shape = OTHERS[kind]().double(), (6,)
+    else:
+        model, shape = random_network(kind, seed)
     x = torch.rand(batch, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return autodual.certify(model), x
 
@@ -111,7 +142,7 @@ def test_separate_streams_have_the_same_mean(label):
     name, method = run.program.graph.output, Projected(r=4_000, seed=3)
     exact = exact_radius(run, name)
     separate = estimate(run, name, method, separate=True)
-    assert len(Projections(run, method, (name,), separate=True)._kinds(name)) >= 1
+    assert len(Projections(run, method, (name,), separate=True).keys(name)) == 1 + len(run.program.relaxed)
     assert (separate / exact - 1).abs().max() < 0.12
     assert not torch.equal(separate, estimate(run, name, method))
 
@@ -178,6 +209,86 @@ def test_one_hidden_layer_needs_no_estimate():
         assert net.verify(x, [0, 0], region, SURE).sampling.estimates == 0
 
 
+class Pair(nn.Module):
+    """Two inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.mid, self.last = nn.Linear(4, 8), nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x, y):
+        return self.last(torch.relu(self.mid(torch.relu(self.one(x) + self.two(y)))))
+
+
+@pytest.mark.parametrize(
+    "second", [autodual.L2(0.5), autodual.L1(0.5), autodual.LInf(0.3), autodual.L2(torch.tensor([0.0, 0.5]))]
+)
+@torch.no_grad()
+def test_regions_of_several_inputs_add_up(second):
+    """Norms of two balls add; the noise of both in one stream would give the root of the sum of their squares."""
+    torch.manual_seed(0)
+    net, inputs = autodual.certify(Pair().double()), (torch.rand(2, 4).double(), torch.rand(2, 5).double())
+    regions = {"x": autodual.L2(0.4), "y": second}
+    run = relaxed(net, inputs, regions)
+    symbols, projections = NoiseSymbols(run), Projections(run, Projected(r=4_000, seed=0), ())
+    for name in sorted({parent for each in run.program.relaxed for parent in run.program.parents[each]}, key=run.order.index):
+        lower, upper = symbols.bounds(name)
+        exact, found = 0.5 * (upper - lower), projections.radius(name, lambda rows: rows)
+        if isinstance(second, autodual.L1):
+            assert bool((found >= 0.9 * exact).all())
+        else:
+            assert bool(((found - exact).abs() <= 0.12 * exact + 1e-12).all())
+
+
+@torch.no_grad()
+def test_the_first_segment_is_exact_in_single_precision_too():
+    """Neither a large constant on the way nor squares of small numbers may make it narrower."""
+    for scale, mean in ((1.0, 1e5), (1e-24, 0.0)):
+        torch.manual_seed(0)
+        linear = nn.Linear(8, 16)
+        model = nn.Sequential(Shift(mean), linear, nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+        linear.weight.data *= scale
+        linear.bias.data.zero_()
+        net, x = autodual.certify(model), torch.full((1, 8), mean)
+        run = relaxed(net, x, autodual.L2(0.5))
+        name = run.program.parents[run.program.relaxed[0]][0]
+        exact = 0.5 * linear.weight.detach().double().norm(dim=1)
+        torch.testing.assert_close(first_segment(run, name)[0].double(), exact, rtol=1e-5, atol=0.0)
+        assert bool((exact_radius(run, name)[0].double() >= 0.99 * exact).all())
+
+
+class Shift(nn.Module):
+    """Subtract a constant."""
+
+    def __init__(self, mean):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean))
+
+    def forward(self, x):
+        return x - self.mean
+
+
+class Repeated(nn.Module):
+    """A node that is repeated, read by a layer and bounded for another one afterwards."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 6), nn.Linear(12, 6), nn.Linear(18, 2)
+
+    def forward(self, x):
+        both = torch.cat([torch.relu(self.first(x)).unsqueeze(1) - 0.2], 1).expand(-1, 2, -1)
+        return self.last(torch.cat([torch.relu(self.second(both.flatten(1))), torch.relu(both).flatten(1)], 1))
+
+
+@pytest.mark.parametrize("method", [Dual(walk="forward"), Projected(r=400, seed=0), SURE], ids=str)
+@torch.no_grad()
+def test_a_node_may_be_bounded_after_what_lies_behind_it(method):
+    torch.manual_seed(0)
+    net, x = autodual.certify(Repeated().double()), torch.rand(2, 4).double()
+    exact, found = net.bounds(x, autodual.LInf(0.2)), net.bounds(x, autodual.LInf(0.2), method=method)
+    assert bool(((found.width / exact.width - 1).abs() < 0.2).all())
+
+
 # ------------------------------------------------------------------------------------- what is guaranteed
 
 
@@ -227,6 +338,8 @@ def test_certificates_say_with_what_probability_they_hold():
         ("mlp", "l2", {"first_exact": False}, 36),
         ("residual", "linf", {}, 10 + 10 + 8),
         ("mlp", "linf, per example", {}, 12),
+        ("product", "l2", {}, 2 * 4),  # the product itself is bounded: its own noise is read there too
+        ("product", "linf", {}, 4),
     ],
 )
 def test_every_estimate_is_counted(kind, label, options, count):
@@ -235,24 +348,34 @@ def test_every_estimate_is_counted(kind, label, options, count):
     assert report.sampling.estimates == count
 
 
+@pytest.mark.parametrize("label", [*REGIONS, *ENCLOSED])
 @torch.no_grad()
-def test_what_is_counted_is_what_is_read(monkeypatch):
-    """Each node's elements, for each kind of noise that reaches it, make up the number that delta is divided by."""
-    read = []
-    radius = Projections.radius
+def test_what_is_counted_is_what_is_read(monkeypatch, label):
+    """Delta is divided by a number that the graph decides: it must cover all that is read off samples in the end."""
+    readings, widths = [], []
+    reading, radius = Projections._reading, Projections.radius
 
-    def counted(self, name, select):
-        read.append(self.run.features(name) * len(self._kinds(name)))
-        return radius(self, name, select)
+    def counted_reading(self, key):
+        readings.append(key)
+        return reading(self, key)
 
-    monkeypatch.setattr(Projections, "radius", counted)
-    for kind in NETWORKS:
-        for label, region in REGIONS.items():
-            read.clear()
+    def measured_radius(self, name, select):
+        before = len(readings)
+        found = radius(self, name, select)
+        widths.append(self.run.features(name) * (len(readings) - before))
+        return found
+
+    monkeypatch.setattr(Projections, "_reading", counted_reading)
+    monkeypatch.setattr(Projections, "radius", measured_radius)
+    region, total = (REGIONS | ENCLOSED)[label], 0
+    for kind in [*NETWORKS, *OTHERS]:
+        for first_exact in (True, False):
             net, x = problem(kind)
-            report = net.verify(x, [0, 0, 0], region, replace(SURE, first_exact=False))
-            assert sum(read) <= report.sampling.estimates, (kind, label)
-            assert read
+            widths.clear()
+            report = net.verify(x, [0, 0, 0], region, replace(SURE, heavy=0, first_exact=first_exact))
+            assert sum(widths) <= report.sampling.estimates, kind
+            total += sum(widths)
+    assert total > 100
 
 
 @pytest.mark.parametrize("label", [*REGIONS, *ENCLOSED])
@@ -352,6 +475,9 @@ def test_a_seed_gives_the_same_alone_and_in_any_batch(kind, method):
         apart = net.bounds(x[part], region, method=method)
         torch.testing.assert_close(apart.lower, together.lower[part], rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(apart.upper, together.upper[part], rtol=1e-9, atol=1e-9)
+    tiny = torch.tensor([0.2, 1e-3, 0.2, 1e-3, 1e-3])  # where all is settled, layers are skipped
+    apart = net.bounds(x[1:2], autodual.LInf(1e-3), method=method)
+    torch.testing.assert_close(apart.lower, net.bounds(x, autodual.LInf(tiny), method=method).lower[1:2], rtol=1e-9, atol=1e-9)
     other = net.bounds(x, region, method=replace(method, seed=6))
     assert not torch.allclose(other.lower, together.lower, rtol=1e-6)
 
@@ -486,6 +612,15 @@ def test_memory_of_a_step_is_that_of_the_rows_walked_at_once():
     assert kept[8] < 0.35 * kept[None]
 
 
+@pytest.mark.parametrize("region", [autodual.L2(torch.tensor([0.0, 0.1, 0.2])), autodual.L2(0.1), autodual.LInf(0.0)])
+@pytest.mark.parametrize("method", [Projected(r=5, seed=0), Projected(r=5, seed=0, first_exact=False), SURE], ids=str)
+def test_gradients_are_finite_where_a_radius_is_zero(region, method):
+    net, x = problem("mlp")
+    net.model.first.weight.data[0] = 0.0
+    net.robust_loss(x, [0, 1, 2], region, method).backward()
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in net.parameters())
+
+
 def test_training_on_estimates_lowers_the_exact_loss():
     torch.manual_seed(0)
     x = torch.rand(64, 2)
@@ -521,6 +656,40 @@ def test_an_empty_batch_has_empty_bounds():
 # ------------------------------------------------------------------------------------- options
 
 
+def test_one_delta_covers_no_more_examples_than_it_says():
+    net, x = problem("mlp")
+    with pytest.raises(SpecificationError, match="delta is to cover 2 examples together, but there are 3"):
+        net.verify(x, [0, 0, 0], autodual.LInf(0.1), replace(SURE, examples=2))
+
+
+class Misspelt(Halfspace):
+    def noise(self, x):
+        return Noise("gaussian", torch.ones(()))
+
+
+class Narrow(Halfspace):
+    def noise(self, x):
+        return Noise("normal", torch.tensor(0.01))
+
+
+@pytest.mark.parametrize(
+    ("region", "message"), [(Misspelt(), "must be .cauchy. or .normal."), (Narrow(), "noise is too small")]
+)
+def test_a_regions_own_noise_is_checked(region, message):
+    net, x = problem("mlp")
+    with pytest.raises(SpecificationError, match=message):
+        net.bounds(x, region, method="projected")
+
+
+def test_lines_that_are_not_parallel_are_refused(monkeypatch):
+    slopes = DualReLU.slopes
+    monkeypatch.setattr(DualReLU, "slopes", lambda self, bounds, choice: slopes(self, bounds, "adaptive"))
+    net, x = problem("mlp")
+    for method in ("projected", Dual(walk="forward")):
+        with pytest.raises(autodual.AutoDualError, match=r"DualReLU.slopes gave two slopes where .parallel. was asked for"):
+            net.bounds(x, autodual.LInf(0.2), method=method)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -532,6 +701,8 @@ def test_an_empty_batch_has_empty_bounds():
         ({"delta": 0.0}, "delta, the probability of failure"),
         ({"delta": 1.5}, "between 0 and 1"),
         ({"examples": 0}, "examples must be"),
+        ({"seed": True}, "seed must be"),
+        ({"delta": 5e-324}, "between 0 and 1"),
         ({"at_once": 0}, "at_once must be"),
         ({"heavy": 5}, 'for an estimate 0 or None, got 5 with estimator "median"'),
         ({"heavy": -1, "estimator": "order"}, "heavy must be None or an integer of at least 0"),
