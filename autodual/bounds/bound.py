@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from autodual.bounds.intermediate import in_chunks, relax
-from autodual.bounds.run import ROUNDINGS, Run, meet
+from autodual.bounds.intermediate import allowance, in_chunks, relax
+from autodual.bounds.run import Run, meet
 from autodual.methods import Method
 from dual_layers import Interval
 
@@ -51,12 +51,10 @@ def bound_rows(
         hull = run.hull(output)  # a probability stays below one, whatever the lines say
         known = meet(Interval(lower, upper), Interval(run.examples(output, hull.lower), run.examples(output, hull.upper)))
         lower, upper = known.lower, known.upper
-    penalties = (len(run.lines) + 2) * deviation.lower.abs()
-    scale = (rows * run.examples(output, value)[:, None]).abs().sum(-1) + (deviation.magnitude + penalties).T
-    allowance = ROUNDINGS * run.coarsest * scale.detach()
+    slack = allowance(run, (rows * run.examples(output, value)[:, None]).abs().sum(-1), deviation)
     if run.claim:
-        allowance = allowance.masked_fill(run.may_overflow()[:, None], torch.inf)
-    return _known(lower, -torch.inf), _known(upper, torch.inf), _known(allowance, torch.inf)
+        slack = slack.masked_fill(run.may_overflow()[:, None], torch.inf)
+    return _known(lower, -torch.inf), _known(upper, torch.inf), _known(slack, torch.inf)
 
 
 def _constant(run: Run, output: str, spec: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

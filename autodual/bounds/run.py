@@ -67,7 +67,8 @@ class Run:
         budget: bytes that the rows of one backward walk may take.
         sharing: whether the model takes a batch of one like any other, so that rows may be shared by all examples.
         claim: whether something will be claimed of the result; a loss claims nothing.
-        strict: whether boxes stay as the formulas give them; the allowance alone covers rounding then.
+        strict: whether boxes stay as the formulas give them, but for inputs of operators that jump; the allowance alone covers
+            rounding then.
         boxes: bounds of the nodes that needed them, filled in topological order.
         hulls: interval bounds, filled on demand.
         lines: the relaxation of every nonlinear node, filled in topological order.
