@@ -253,6 +253,10 @@ class Composed(Elementwise):
         """Run the function on a band."""
         return band.as_band(cls.function(*fill(call.args, (band,)), **fill(dict(call.kwargs), (band,))))
 
+    def continuous(self) -> bool:
+        """Say no: it may compare its values."""
+        return False
+
     def band(self, cell: Interval) -> Band:
         """Follow the function from the input on."""
         return self.follow(self.call, Band.variable(cell))

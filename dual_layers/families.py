@@ -112,6 +112,10 @@ class Relaxed(DualLayer):
         """
         return boxes[0].lower.new_zeros((), dtype=torch.bool)
 
+    def continuous(self) -> bool:
+        """Tell whether the operator never jumps: at a jump, rounding of its input may cost the jump's whole height."""
+        return True
+
     def pull(self, nu: Tensor, slopes: Slopes, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return ``nu_in = slope_lo * [nu]_+ - slope_up * [nu]_-`` for every perturbed input.
 
@@ -221,6 +225,10 @@ class PiecewiseLinear(Relaxed):
     def jumps(self) -> tuple[tuple[float | Tensor, float | Tensor, float | Tensor], ...]:
         """Discontinuities as (position, limit from below, limit from above); none by default."""
         return ()
+
+    def continuous(self) -> bool:
+        """Tell whether there are no jumps."""
+        return not self.jumps()
 
     def points(self, box: Interval) -> Points:
         """List the points of the graph between which the function is linear, clamped into the box."""

@@ -112,6 +112,10 @@ class Smooth(Relaxed):
         """Discontinuities as (position, limit from below, limit from above), at ends of pieces; none by default."""
         return ()
 
+    def continuous(self) -> bool:
+        """Tell whether there are no jumps."""
+        return not self.jumps()
+
     def turning(self, slope: Tensor, pieces: tuple[Piece, ...]) -> tuple[Tensor, ...]:
         """Return a point of each piece with ``f' = slope``, or one at or beyond the end that comes nearest to it.
 

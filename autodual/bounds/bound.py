@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from autodual.bounds.backward import Deviation
-from autodual.bounds.intermediate import in_chunks, relax
-from autodual.bounds.run import ROUNDINGS, Run, meet
+from autodual.bounds.intermediate import allowance, in_chunks, relax
+from autodual.bounds.run import Run, meet
 from autodual.methods import Method
 from dual_layers import NONE, Interval
 
@@ -31,39 +31,38 @@ def bound_rows(
     output = run.program.graph.output
     if output not in run.program.rules and output not in run.program.sources:
         return _constant(run, output, spec)
-    projections, proves = relax(run, method, output), run.claim and method.guarantee != NONE
-    value = run.values[output]
-    outputs, plain = run.features(output), spec is None
+    projections, value = relax(run, method, output), run.values[output]
+    plain, proves = spec is None, run.claim and method.guarantee != NONE
     if plain:
-        spec = torch.eye(outputs, dtype=value.dtype, device=value.device)
+        spec = torch.eye(run.features(output), dtype=value.dtype, device=value.device)
     rows = spec[None] if spec.ndim == 2 else spec
-
-    def seeds(part: Tensor) -> Tensor:
-        chosen = rows[:, part].movedim(1, 0)
-        shape = list(value.shape)
-        layout = run.layouts[output]
-        shape[layout.axis] = layout.factor * chosen.shape[1]
-        return layout.node(chosen, tuple(shape), lead=1)
-
     if projections is None or projections.walks_back(rows.shape[1]):
-        every = torch.arange(rows.shape[1], device=value.device)
-        deviation = in_chunks(run, output, every, seeds, magnitude=proves, lower_only=lower_only)
+        deviation = _walked_back(run, output, rows, magnitude=proves, lower_only=lower_only)
     else:
-        lower, upper = projections.row_bounds(output, rows)
-        deviation = Deviation(lower.T, upper.T, None)  # an estimate: rounding is the least of its errors
-    middle = (rows * run.examples(output, value)[:, None]).sum(-1)
+        deviation = projections.row_bounds(output, rows)
+    reference = rows * run.examples(output, value)[:, None]
+    middle = reference.sum(-1)
     lower, upper = middle + deviation.lower.T, middle + deviation.upper.T
     if plain and not run.strict:
         hull = run.hull(output)  # a probability stays below one, whatever the lines say
         known = meet(Interval(lower, upper), Interval(run.examples(output, hull.lower), run.examples(output, hull.upper)))
         lower, upper = known.lower, known.upper
-    allowance = torch.zeros_like(lower)
+    slack = torch.zeros_like(lower)
     if proves:
-        penalties = (len(run.lines) + 2) * deviation.lower.abs()
-        scale = (rows * run.examples(output, value)[:, None]).abs().sum(-1) + (deviation.magnitude + penalties).T
-        allowance = ROUNDINGS * run.coarsest * scale.detach()
-        allowance = allowance.masked_fill(run.may_overflow()[:, None], torch.inf)
-    return _known(lower, -torch.inf), _known(upper, torch.inf), _known(allowance, torch.inf)
+        slack = allowance(run, reference.abs().sum(-1), deviation).masked_fill(run.may_overflow()[:, None], torch.inf)
+    return _known(lower, -torch.inf), _known(upper, torch.inf), _known(slack, torch.inf)
+
+
+def _walked_back(run: Run, output: str, rows: Tensor, *, magnitude: bool, lower_only: bool) -> Deviation:
+    """Walk the rows ``(batch or 1, rows, outputs)`` from the output to the inputs."""
+    shape, layout = list(run.values[output].shape), run.layouts[output]
+
+    def seeds(part: Tensor) -> Tensor:
+        chosen = rows[:, part].movedim(1, 0)
+        return layout.node(chosen, (*shape[: layout.axis], layout.factor * chosen.shape[1], *shape[layout.axis + 1 :]), lead=1)
+
+    every = torch.arange(rows.shape[1], device=rows.device)
+    return in_chunks(run, output, every, seeds, magnitude=magnitude, lower_only=lower_only)
 
 
 def _constant(run: Run, output: str, spec: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

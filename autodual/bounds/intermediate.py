@@ -11,10 +11,10 @@ from torch.utils.checkpoint import checkpoint
 from autodual.bounds.backward import Deviation, backward
 from autodual.bounds.forward import NoiseSymbols
 from autodual.bounds.projected import Projections
-from autodual.bounds.run import Lines, Run, identity_rows, meet
+from autodual.bounds.run import ROUNDINGS, Lines, Run, identity_rows, meet
 from autodual.errors import AutoDualError, SpecificationError
 from autodual.methods import IBP, Adaptive, Dual, Method, Projected
-from dual_layers import Interval
+from dual_layers import NONE, Interval
 
 Forward = NoiseSymbols | Projections
 
@@ -97,6 +97,8 @@ def _bound_input(run: Run, name: str, method: Dual | Adaptive | Projected, forwa
             run.boxes[name], run.how[name] = _from_symbols(run, name, method, forward)
         else:
             run.boxes[name], run.how[name] = _from_rows(run, name, method)
+        if name not in run.program.sources and method.guarantee != NONE and _feeds_a_jump(run, name):
+            run.boxes[name] = _with_allowance(run, name, run.boxes[name])
         run.forget_behind(name)
     return run.boxes[name]
 
@@ -234,6 +236,42 @@ def _feeds_a_curve(run: Run, name: str) -> bool:
     return any(not layer.facts.affine and not layer.facts.exact_when_stable for layer in consumers)
 
 
+def _feeds_a_jump(run: Run, name: str) -> bool:
+    """Whether a consumer jumps somewhere."""
+    consumers = (layer for consumer, layer in run.layers.items() if name in run.program.parents[consumer])
+    return any(not layer.facts.affine and not layer.continuous() for layer in consumers)
+
+
+def _with_allowance(run: Run, name: str, box: Interval) -> Interval:
+    """Move a box outwards, strict or not, by all that rounding may have cost on the way from the inputs.
+
+    Elsewhere an end that is slightly off moves a bound slightly. On the wrong side of a jump it costs the jump's whole height,
+    which no allowance for the output covers.
+    """
+    width, value = run.features(name), run.values[name]
+
+    def seeds(part: Tensor) -> Tensor:
+        return run.layouts[name].node(identity_rows(width, part, value), _shared_shape(run, name), lead=1)
+
+    with torch.no_grad():
+        deviation = in_chunks(run, name, torch.arange(width, device=value.device), seeds, magnitude=True)
+        slack = run.node(name, allowance(run, run.examples(name, value).abs(), deviation)).to(value.dtype)
+        slack = torch.where(slack.isnan(), torch.inf, slack)
+    return Interval(box.lower - slack, box.upper + slack)
+
+
+def allowance(run: Run, size: Tensor, deviation: Deviation) -> Tensor:
+    """Return what float rounding may have cost rows, ``(batch, rows)``.
+
+    Args:
+        run: the run.
+        size: sum of the magnitudes of the terms of each row's reference value, ``(batch, rows)``.
+        deviation: of the rows, with its magnitude.
+    """
+    penalties = (len(run.lines) + 2) * deviation.lower.abs()
+    return ROUNDINGS * run.coarsest * (size + (deviation.magnitude + penalties).T).detach()
+
+
 def _shared_shape(run: Run, name: str) -> tuple[int, ...]:
     """Return the node's shape with a batch of one."""
     layout, shape = run.layouts[name], list(run.values[name].shape)
@@ -261,10 +299,14 @@ def in_chunks(
         """Walk rows, and their negatives too where the lines are not parallel."""
         nu = seeds(part)
         found = backward(run, name, nu, magnitude=magnitude)
-        upper = found.upper
-        if upper is None:
-            upper = torch.full_like(found.lower, torch.inf) if lower_only else -backward(run, name, -nu).lower
-        return found.lower, upper, found.lower if found.magnitude is None else found.magnitude
+        upper, size = found.upper, found.lower if found.magnitude is None else found.magnitude
+        if upper is None and lower_only:
+            upper = torch.full_like(found.lower, torch.inf)
+        elif upper is None:
+            other = backward(run, name, -nu, magnitude=magnitude)
+            upper = -other.lower
+            size = size if other.magnitude is None else torch.maximum(size, other.magnitude)
+        return found.lower, upper, size
 
     size = run.rows_per_chunk(name)
     if len(rows) <= size:

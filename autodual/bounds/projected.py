@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from autodual.bounds.backward import backward
+from autodual.bounds.backward import Deviation, backward
 from autodual.bounds.forward import Entry, ForwardWalk, Shifts
 from autodual.bounds.run import Run
 from autodual.estimators import AbsoluteSum, Reduction, Sampling, cauchy_reading, normal_reading
@@ -293,8 +293,8 @@ class Projections:
             radius = self.radius(name, lambda rows: rows if columns is None else rows[..., columns])
         return middle - radius, middle + radius
 
-    def row_bounds(self, name: str, rows: Float[Tensor, "batch rows features"]) -> tuple[Tensor, Tensor]:
-        """Bound linear functions of a node's deviation from its reference value: lower and upper, each ``[batch, rows]``."""
+    def row_bounds(self, name: str, rows: Float[Tensor, "batch rows features"]) -> Deviation:
+        """Estimate how far linear functions of a node deviate from their reference value; rounding is the least error here."""
         batch = self.run.batch
         rows = rows.expand(batch, -1, -1)
 
@@ -303,7 +303,7 @@ class Projections:
 
         shift = contract(self.run.examples(name, self.shifts.shift(name))[None])[0]
         radius = self.radius(name, contract)
-        return shift - radius, shift + radius
+        return Deviation((shift - radius).T, (shift + radius).T, None)
 
     def radius(self, name: str, select: Callable[[Tensor], Tensor]) -> Tensor:
         """Read a node's radius off the samples that arrive there.

@@ -68,7 +68,8 @@ class Run:
         budget: bytes that the rows of one backward walk may take.
         sharing: whether the model takes a batch of one like any other, so that rows may be shared by all examples.
         claim: whether something will be claimed of the result; a loss claims nothing.
-        strict: whether boxes stay as the formulas give them; the allowance alone covers rounding then.
+        strict: whether boxes stay as the formulas give them, but for inputs of operators that jump; the allowance alone covers
+            rounding then.
         boxes: bounds of the nodes that needed them, filled in topological order.
         hulls: interval bounds, filled on demand.
         lines: the relaxation of every nonlinear node, filled in topological order.
@@ -120,6 +121,15 @@ class Run:
 
         Infinite ones round to themselves.
         """
+        if name not in self._sizes:
+            self._sizes[name] = self._size(name)
+        return self._sizes[name]
+
+    @cached_property
+    def _sizes(self) -> dict[str, Tensor]:
+        return {}
+
+    def _size(self, name: str) -> Tensor:
         value = self.values[name].detach().abs().nan_to_num(posinf=0.0)
         layer = self.layers.get(name)
         if layer is None or not layer.facts.affine:
@@ -281,10 +291,22 @@ class Run:
                 parents = tuple(self.hull(parent) for parent in self.program.parents[name])
                 box = self._not_below_zero(name, parents, self.rounded(name, self.layers[name].interval(*parents)))
                 for enclosure, layer in self._enclosures(name):
-                    tighter = layer.interval(*(self.hull(parent) for parent in enclosure.parents))
+                    tighter = layer.interval(*(self._with_roundoff(self.hull(parent)) for parent in enclosure.parents))
                     box = box if tighter is None else meet(box, tighter)
                 self.hulls[name] = box
         return self.hulls[name]
+
+    def _with_roundoff(self, box: Interval) -> Interval:
+        """Widen the input of a composite operator by what its terms may lose to float rounding.
+
+        Its interval sees none of the parts, whose boxes are rounded one by one. But terms that cancel inside it, such as
+        values and their mean, are off by roundoffs of the input's own size: the result is that of an input so far away.
+        """
+        if self.strict:
+            return box
+        slack = ROUNDINGS * self.coarsest
+        below, above = (slack * end.detach().abs().nan_to_num(posinf=0.0) for end in (box.lower, box.upper))
+        return replace(box, lower=box.lower - below, upper=box.upper + above)
 
     def _not_below_zero(self, name: str, parents: tuple[Interval, ...], box: Interval) -> Interval:
         """Undo rounding below zero: what adds up non-negative terms is never negative, and a square root must see that.

@@ -204,3 +204,28 @@ def test_an_unsupported_operator_comes_with_the_nearest_supported() -> None:
 
     with pytest.raises(autodual.UnsupportedOperatorError, match=r"the nearest supported: .*erf.*; or register a rule"):
         autodual.certify(Unsupported())
+
+
+class Statistic(nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+@pytest.mark.parametrize("method", ["interval", "dual", "adaptive"])
+@pytest.mark.parametrize(("middle", "spread"), [(1e3, 0.01), (1e5, 1.0)])
+@pytest.mark.parametrize("name", ["std", "var"])
+def test_terms_that_cancel_inside_an_operator_are_charged(name: str, middle: float, spread: float, method: str) -> None:
+    """In float32 the deviation of values far from zero is off by roundoffs of the values, not of the deviation."""
+    torch.manual_seed(0)
+    x = middle + spread * torch.randn(4, 6)
+    points = (x + 1e-6 * (2 * torch.rand(500, 4, 6) - 1)).clamp(x - 1e-6, x + 1e-6)
+    model = Statistic(lambda x: getattr(x, name)(1))
+    bounds = autodual.certify(model).bounds(x, LInf(1e-6), method=method, allow_rounding=True)
+    assert bounds.contains(torch.stack([model(point)[:, None] for point in points])).all()
+    computed = autodual.certify(model).bounds(x, LInf(1e-6), method=method)
+    steepness = 1.0 if name == "std" else x.std(1).amax()
+    assert (computed.width <= 64 * torch.finfo(torch.float32).eps * middle * steepness).all()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import autodual
+import dual_layers
 from autodual.primal import evaluate
 from autodual.trace import trace
 from dual_layers.attention import average
@@ -124,3 +125,31 @@ def test_the_parts_may_serve_others_too() -> None:
     assert divided_by_size in found
     assert torch.rsqrt in found
     assert operator.add in found
+
+
+class Own:
+    """Operators of the user's own that share the names of torch's; a trace records them whole."""
+
+    @staticmethod
+    @dual_layers.elementwise
+    def rsqrt(z: Tensor) -> Tensor:
+        return 2 * torch.rsqrt(z)
+
+    @staticmethod
+    @dual_layers.elementwise
+    def square(z: Tensor) -> Tensor:
+        return z * z + 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [lambda m, x: x * Own.rsqrt(size(x) + 0.1), lambda m, x: x * torch.rsqrt(Own.square(x).mean(-1, keepdim=True) + 0.1)],
+    ids=["root", "square"],
+)
+def test_a_function_of_the_same_name_is_another_operator(body) -> None:
+    assert divided_by_size not in check(Body(body).double().eval())
+
+
+def test_arguments_of_dropout_may_be_named() -> None:
+    body = lambda m, x: torch.matmul(m.drop(input=m.soft(x @ x.mT)), x)  # noqa: E731
+    assert average in check(Body(body).double().eval())

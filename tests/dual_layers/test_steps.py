@@ -7,8 +7,9 @@ import operator
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import autodual
 from benchmarks.curved import curved_rules, intervals, measure
 from dual_layers import INPUT, Call, DualLayer, Interval, PiecewiseLinear, RuleSample, Slopes, choose
 from dual_layers._probes import prepare
@@ -210,3 +211,43 @@ def test_every_step_is_tried_above() -> None:
     rules = {rule for rule, _ in (parameter.values for parameter in CURVES)}
     assert {DualSign, DualHeaviside} <= rules
     assert len([rule for rule in rules if issubclass(rule, Steps)]) >= 9
+
+
+class Cancelling(nn.Module):
+    """A function of numbers that were moved far away and back, which in float32 leaves them on a coarse grid."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function((x + 1e4) - 1e4)
+
+
+JUMPING = {
+    "floor": torch.floor,
+    "floor of a product": lambda z: torch.floor(z * z.flip(1)),
+    "comparison": lambda z: (z > 0.25).float(),
+    "hardshrink": lambda z: nn.functional.hardshrink(z, 0.25),
+}
+
+
+@pytest.mark.parametrize("method", ["interval", "dual", "adaptive", autodual.Dual(strict=True), autodual.Adaptive(strict=True)])
+@pytest.mark.parametrize("name", JUMPING)
+def test_a_jump_is_seen_through_terms_that_cancel(name: str, method: object) -> None:
+    """Rounding of the argument may carry it over the jump: that costs the jump's height, strict or not."""
+    torch.manual_seed(0)
+    model = Cancelling(JUMPING[name])
+    x = torch.tensor([[0.9995, 1.0005, 0.2495, 0.2505, -0.0005, 0.0005, 0.5, 2.0]])
+    for eps in (1e-4, 4e-4):
+        bounds = autodual.certify(model).bounds(x, autodual.LInf(eps), method=method, allow_rounding=True)
+        points = (x + eps * (2 * torch.rand(1000, 8) - 1)).clamp(x - eps, x + eps)
+        assert bounds.contains(model(points)).all()
+
+
+def test_boxes_before_a_jump_keep_their_derivative() -> None:
+    layers = nn.Sequential(nn.Linear(3, 4), nn.Hardshrink(0.1), nn.Linear(4, 2)).double()
+    bounds = autodual.certify(layers).bounds(torch.ones(1, 3).double(), autodual.LInf(0.3))
+    (gradient,) = torch.autograd.grad(bounds.lower.sum(), layers[0].weight)
+    assert gradient.isfinite().all()
+    assert gradient.abs().sum() > 0
