@@ -115,7 +115,8 @@ class Projected:
         seed: of the random numbers, which no batch changes; by default drawn from torch's global generator. A certificate's
             probability is over them: it says nothing about weights or inputs that were chosen knowing the seed.
         delta: with ``geometric``, ``order`` and ``tightest``, the probability that a certificate among ``examples`` fails.
-        examples: how many examples ``delta`` covers together: 1 for a statement about each alone, or the size of the data set.
+        examples: how many examples ``delta`` covers together: 1 for a statement about each alone, or the size of the data set,
+            which is what the command line takes by itself.
         first_exact: bound what lies behind the first affine segment exactly instead.
         last_exact: walk the rows of the specification back exactly where there are at most ``r`` of them.
         intersect: meet every estimate with the interval bound, and spare elements that this one proves stable.

@@ -128,7 +128,8 @@ class BoundModule(nn.Module):
             x: the model's input, ``(batch, ...)``; a tuple or dict for several arguments.
             region: the inputs to cover: one region (for every floating input), or a dict by argument name.
             spec: rows ``(rows, outputs)`` or ``(batch, rows, outputs)`` over the flattened outputs; default: each output.
-            method: ``"interval"``, ``"dual"``, ``"adaptive"`` or an options dataclass such as ``Dual(strict=True)``.
+            method: ``"interval"``, ``"dual"``, ``"adaptive"``, ``"projected"`` (an estimate, says its guarantee) or an options
+                dataclass such as ``Dual(strict=True)``.
             allow_rounding: move both ends outwards by what float rounding may cost, as ``verify`` does.
 
         Returns:
@@ -158,7 +159,8 @@ class BoundModule(nn.Module):
             method: how to bound.
 
         Returns:
-            ``(batch, classes)``; 0 at ``j = y``. All others positive means: every input of the region gets label y.
+            ``(batch, classes)``; 0 at ``j = y``. All others positive means: every input of the region gets label y, with
+            the method's guarantee (``method.guarantee``), which a plain tensor cannot carry; ``verify`` reports it.
         """
         return self._margins(self._problem(x, region), y, resolve(method))[0]
 
@@ -199,7 +201,7 @@ class BoundModule(nn.Module):
     def robust_loss(
         self, x: Inputs, y: Any, region: Regions, method: str | Method = "dual", *, reduction: str = "mean"
     ) -> Tensor:
-        """Cross-entropy of minus the margins: an upper bound of the worst cross-entropy over the region.
+        """Cross-entropy of minus the margins: an upper bound of the worst cross-entropy over the region, or an estimate of one.
 
         Differentiable in the model's parameters. It is infinite, and has no derivative, where a region leaves the domain of an
         operator: ``verify`` names such examples. Source: thesis, Theorem 2 (eq. 3.23) and (3.26).

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import autodual
@@ -25,7 +27,7 @@ from autodual.cli.common import (
 from autodual.cli.evaluation import certify, survives
 from autodual.cli.inputs import add_data_options, add_model_options, load_data, load_model
 from autodual.cli.method_options import add_method_options, method_from
-from autodual.methods import Method
+from autodual.methods import Method, Projected
 from autodual.report import why_none
 from dual_layers import NONE
 
@@ -109,6 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise CommandError(f"--method {arguments.method} proves nothing: {why_none(method)}")
     output.check_writable(arguments)
     x, y = load_data(arguments)
+    method = _settled(method, arguments.option_examples or len(x) * len(arguments.eps))
     net = autodual.certify(load_model(arguments.model, arguments.weights, arguments.dtype, arguments.device))
     outcomes = _evaluate(net, x, y, method, arguments)
     console = require("rich.console", "cli").Console(stderr=output.STDOUT in (arguments.json, arguments.csv))
@@ -117,6 +120,14 @@ def run(arguments: argparse.Namespace) -> int:
     if any(outcome.contradictions for outcome in outcomes):
         return 3
     return int(arguments.require is not None and min(outcome.certified for outcome in outcomes) < arguments.require)
+
+
+def _settled(method: Method, examples: int) -> Method:
+    """Let one delta cover the whole table unless something else was asked for, and one seed all its batches."""
+    if not isinstance(method, Projected):
+        return method
+    seed = int(torch.randint(2**62, ())) if method.seed is None else method.seed
+    return replace(method, seed=seed, examples=examples)
 
 
 def _evaluate(

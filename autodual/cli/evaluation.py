@@ -11,6 +11,7 @@ from torch import Tensor
 
 import autodual
 from autodual.attacks import pgd
+from autodual.estimators import Sampling
 from autodual.methods import Method
 
 Step = Callable[[int], None]
@@ -26,6 +27,7 @@ class Certification:
         margin: lower bound of the smallest margin over the region.
         guarantee: how far the margins can be trusted.
         milliseconds: wall time per example.
+        sampling: the random numbers behind the margins, if there are any.
     """
 
     certified: Tensor
@@ -33,6 +35,7 @@ class Certification:
     margin: Tensor
     guarantee: str
     milliseconds: float
+    sampling: Sampling | None = None
 
 
 def certify(
@@ -56,7 +59,7 @@ def certify(
         batch: examples at a time.
         step: told the number of finished examples after each batch.
     """
-    certified, predicted, margins, guarantee = [], [], [], "REAL"
+    certified, predicted, margins, guarantee, sampling = [], [], [], "REAL", None
     start = time.perf_counter()
     for inputs, labels in zip(x.split(batch), y.split(batch), strict=True):
         with torch.no_grad():
@@ -65,13 +68,12 @@ def certify(
         certified.append(report.certified.cpu())
         predicted.append(report.predicted.cpu())
         margins.append(others.amin(1).cpu())
-        guarantee = str(report.guarantee)
+        guarantee, sampling = str(report.guarantee), report.sampling
         if step is not None:
             step(len(inputs))
     elapsed = time.perf_counter() - start
-    return Certification(
-        torch.cat(certified), torch.cat(predicted), torch.cat(margins), guarantee, 1000 * elapsed / max(len(x), 1)
-    )
+    milliseconds = 1000 * elapsed / max(len(x), 1)
+    return Certification(torch.cat(certified), torch.cat(predicted), torch.cat(margins), guarantee, milliseconds, sampling)
 
 
 def survives(

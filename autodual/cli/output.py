@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import json
 import os
 import sys
@@ -63,7 +64,9 @@ class Outcome:
         """Return the numbers of the table, by name."""
         names = ("eps", "clean", "certified", "attacked", "contradictions")
         timing = {"guarantee": self.result.guarantee, "milliseconds_per_example": self.result.milliseconds}
-        return {name: getattr(self, name) for name in names} | timing
+        sampling = self.result.sampling
+        drawn = {} if sampling is None else {"sampling": dataclasses.asdict(sampling)}
+        return {name: getattr(self, name) for name in names} | timing | drawn
 
     def examples(self) -> list[dict[str, Any]]:
         """Return one record per example."""

@@ -95,9 +95,23 @@ def test_certify_writes_what_verify_says(files, capsys):
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_norm_and_method(files, norm, method):
-    options = ["--estimator", "tightest", "--examples", "3"] if method == "projected" else []
+    options = ["--estimator", "tightest"] if method == "projected" else []
     assert (
         certify(files, "--norm", norm, "--method", method, *options, "--limit", "3", "--batch", "2", "--dtype", "float64") == 0
+    )
+
+
+def test_what_was_drawn_is_written_down(files):
+    """One delta covers every line of the table, and the seed allows to repeat it."""
+    options = ("--method", "projected", "--estimator", "tightest", "--delta", "0.001", "--eps", "0.1", "0.2")
+    assert certify(files, *options, "--batch", "2", "--json", f"{files}/a.json") == 0
+    content = json.loads((files / "a.json").read_text())
+    drawn = content["totals"][0]["sampling"]
+    assert (drawn["r"], drawn["delta"], drawn["examples"]) == (50, 0.001, len(content["examples"]))
+    assert certify(files, *options, "--batch", "3", "--seed", str(drawn["seed"]), "--json", f"{files}/b.json") == 0
+    again = json.loads((files / "b.json").read_text())
+    assert [e["margin"] for e in again["examples"]] == pytest.approx(
+        [e["margin"] for e in content["examples"]], rel=1e-4, abs=1e-5
     )
 
 
