@@ -29,6 +29,8 @@ class Proof:
 class IBP(Proof):
     """``"interval"``: interval arithmetic through the network, the last affine segment merged with the specification.
 
+    Where intervals leave the domain of an operator, such as a divisor's that hold 0, its input is bounded by the dual network.
+
     Example:
         >>> import autodual, torch
         >>> class Gap(torch.nn.Module):  # takes the values 0 to 1 for x from -1 to 3

@@ -203,14 +203,12 @@ def examine(
     values = torch.cat([trial.sampled(), trial.attacked()])
     reach, scale = values.amax(0) - values.amin(0), values.abs().amax((0, 2)).clamp(min=1.0)[:, None]
     findings.points = values.shape[0] * values.shape[1]
-    excused = torch.as_tensor(eps).expand(effort.boxes).repeat(2)[:, None] >= entry.endless
     for method in methods:
         start = time.perf_counter()
         bounds = trial.net.bounds(entry.form(trial.x), trial.region, method=method)
         findings.seconds[method] = time.perf_counter() - start
         findings.outside[method] = int((~bounds.contains(values, TOLERANCE * scale)).any(2).sum()) + trial.nodes_outside(method)
-        endless = ~(bounds.lower.isfinite() & bounds.upper.isfinite())
-        findings.endless[method] = int((endless & ~excused if method == "interval" else endless).sum())
+        findings.endless[method] = int((~(bounds.lower.isfinite() & bounds.upper.isfinite())).sum())
         moving = (reach > TOLERANCE * scale)[: effort.boxes]
         ratios = (bounds.width / reach)[: effort.boxes][moving]
         findings.widths[method] = statistics.median(ratios.tolist()) if len(ratios) else 1.0

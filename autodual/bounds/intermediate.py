@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -78,8 +79,25 @@ def _relax_constant(run: Run, name: str) -> None:
     for parent in run.program.parents[name]:
         run.boxes.setdefault(parent, run.hull(parent))
         run.how.setdefault(parent, "interval")
+    _back_into_the_domain(run, name)
     box, value = run.hull(name), run.values[name]
     run.lines[name] = Lines(None, (box.lower - value).clamp(max=0), (box.upper - value).clamp(min=0))
+
+
+def _back_into_the_domain(run: Run, name: str) -> None:
+    """Where intervals leave an operator's domain, bound its inputs by the dual network: for those examples alone."""
+    parents = run.program.parents[name]
+    outside = run.layers[name].outside(*(run.boxes[parent] for parent in parents)).expand_as(run.values[name])
+    if not outside.any():
+        return
+    lost, anew = run.examples(name, outside).any(1), replace(run, boxes={}, hulls={}, lines={}, how={})
+    for parent in parents:
+        relax(anew, Dual(), parent)
+        tight, loose = meet(_bound_input(anew, parent, Dual(), None), run.boxes[parent]), run.boxes[parent]
+        pairs = ((run.examples(parent, getattr(box, end)) for box in (tight, loose)) for end in ("lower", "upper"))
+        ends = (run.node(parent, torch.where(lost[:, None], *pair)) for pair in pairs)
+        run.boxes[parent], run.how[parent] = Interval(*ends), "interval, or dual where that leaves a domain"
+        run.forget_behind(parent)
 
 
 def _bound_input(run: Run, name: str, method: Dual | Adaptive | Projected, forward: Forward | None) -> Interval:

@@ -220,3 +220,27 @@ def test_own_functions_say_where_their_domain_ends() -> None:
     report = autodual.certify(Behind(entropy)).verify(x, [0, 0], autodual.LInf(0.1))
     (text,) = report.violations
     assert "[-0.05, 0.15], which leaves its domain" in text
+
+
+class Kernel(nn.Module):
+    """One over one plus a squared distance that is multiplied out: by intervals alone the divisor may be 0."""
+
+    def forward(self, x):
+        square = (x * x).sum(-1, keepdim=True) - 2 * x.sum(-1, keepdim=True) + x.shape[-1]
+        return 1 / (1 + square)
+
+
+@torch.no_grad()
+def test_where_intervals_leave_a_domain_the_dual_network_bounds_the_input():
+    """For that example alone: another one in its batch keeps its own bounds, to the bit."""
+    net, x = autodual.certify(Kernel().double()), torch.tensor([[0.5, 1.5, 1.0], [0.9, 1.0, 1.1]], dtype=torch.float64)
+    region = autodual.LInf(torch.tensor([0.6, 0.01], dtype=torch.float64))
+    bounds = net.bounds(x, region, method="interval")
+    assert bool(bounds.upper.isfinite().all())
+    for _ in range(200):
+        assert bounds.contains(net(region.sample(x))).all()
+    for i in range(2):
+        alone = net.bounds(x[i : i + 1], autodual.LInf(region.eps[i : i + 1]), method="interval")
+        assert torch.equal(alone.lower, bounds.lower[i : i + 1])
+        assert torch.equal(alone.upper, bounds.upper[i : i + 1])
+    assert "interval, or dual where that leaves a domain" in str(net.explain(x, region, "interval"))

@@ -28,7 +28,6 @@ class Entry:
         tables: arguments that do not move and have no batch axis.
         unit: inputs are uniform in 0..1, as pixels are; otherwise standard normal.
         scale: weights of two and more axes are multiplied by it, so that nonlinearities matter.
-        endless: radius from which a divisor's interval may hold zero, so that interval bounds are infinite.
         peer: a figure reported for a comparable model by another library, for the benchmark's notes.
     """
 
@@ -39,7 +38,6 @@ class Entry:
     tables: Mapping[str, Tensor] = field(default_factory=dict)
     unit: bool = False
     scale: float = 1.0
-    endless: float = float("inf")
     peer: str = ""
 
     @property

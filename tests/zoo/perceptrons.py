@@ -88,9 +88,9 @@ class NormalisedRadialBasis(RadialBasis):
         return self.head(bumps / bumps.sum(dim=1, keepdim=True))
 
 
-@zoo("rational quadratic kernel", (3,), endless=0.5)
+@zoo("rational quadratic kernel", (3,))
 class RationalKernel(nn.Module):
-    """Squared distances multiplied out: that none is negative is lost on interval arithmetic."""
+    """Squared distances multiplied out: that none is negative is lost on interval arithmetic, not on the dual network."""
 
     def __init__(self) -> None:
         super().__init__()
