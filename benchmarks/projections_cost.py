@@ -39,6 +39,15 @@ TEXT = autodual.Projected(r=R, seed=0, first_exact=False, last_exact=False, inte
 EXACT_UNITS = 20_000
 """Hidden units up to which the exact method is timed."""
 SHARES = ("walk", "noise", "estimator", "back")
+HEADER = ["network", "hidden units", "forward ms", "bounds ms", "/ (r+2) fwd", "loose", *SHARES]
+HEADER += ["exact ms", "peak MiB", "exact MiB*", "batch 8: ms", "/ (r+2) fwd"]
+NOTES = f"""
+stack: two 3x3 convolutions of 64 channels, growing images; single: one 3x3 convolution of 28x28, growing
+channels (Figure 3.20), by default options, which leave nothing there to estimate; text: everything estimated.
+Medians of {REPEATS}; / (r+2) fwd: over {R + 2} plain forward passes of the batch; loose: units relaxed; walk,
+noise, estimator, back (rows of the outputs walked back exactly): shares of the time; the rest is interval bounds
+and checks; exact: method "dual", up to {EXACT_UNITS} units; peak: above what the process held before the call;
+exact MiB*: computed, not measured: hidden units x widest node x 4 bytes."""
 DEPTHS = (4, 8, 16, 32)
 QUICK = 4
 """Sizes, or depths, of a quick look: of the smallest this many, or half as many."""
@@ -137,24 +146,24 @@ def cost(arguments: argparse.Namespace) -> None:
     if arguments.case:
         print(json.dumps(measure(*json.loads(arguments.case))))
         return
-    found = {name: [_apart(name, size) for size in _sizes(kind.sizes, arguments)] for name, kind in KINDS.items()}
-    progress("")
-    header = ["network", "hidden units", "forward ms", "bounds ms", "/ (r+2) fwd", "loose", *SHARES]
-    header += ["exact ms", "peak MiB", "exact MiB*", "batch 8: ms", "/ (r+2) fwd"]
-    rows = [_row(name, result) for name, results in found.items() for result in results]
-    notes = (
-        "stack: two 3x3 convolutions of 64 channels, growing images; single: one 3x3 convolution of 28x28, growing\n"
-        "channels (Figure 3.20), by default options, which leave nothing there to estimate; text: everything estimated.\n"
-        f"Medians of {REPEATS}; / (r+2) fwd: over {R + 2} plain forward passes of the batch; loose: units relaxed; walk,\n"
-        "noise, estimator, back (rows of the outputs walked back exactly): shares of the time; the rest is interval bounds\n"
-        f'and checks; exact: method "dual", up to {EXACT_UNITS} units; peak: above what the process held before the call;\n'
-        "exact MiB*: computed, not measured: hidden units x widest node x 4 bytes."
-    )
-    show(f"Cost of Projected(r={R}), l_inf 0.01, random weights, seed 0, float32, batch 1", header, rows, notes)
-    for name, results in found.items():
-        seconds, space = (_slope(results, key) for key in ("seconds", "memory"))
-        print(f"{name}: log-log slope against hidden units: time {seconds:.2f}, memory {space:.2f}")
+    found = {}
+    for name, kind in KINDS.items():
+        found[name] = [_apart(name, size) for size in _sizes(kind.sizes, arguments)]
+        progress("")
+        show(
+            f"Cost of Projected(r={R}), {name}: {REGION}, random weights, seed 0, float32, batch 1",
+            HEADER,
+            _rows(name, found),
+            "",
+        )
+        seconds, space = (_slope(found[name], key) for key in ("seconds", "memory"))
+        print(f"{name}: log-log slope against hidden units: time {seconds:.2f}, memory {space:.2f}", flush=True)
+    print(NOTES)
     _draw(found, arguments.output)
+
+
+def _rows(name: str, found: dict[str, list[dict[str, float]]]) -> list[list[str]]:
+    return [_row(name, result) for result in found[name]]
 
 
 def _sizes(sizes: tuple[int, ...], arguments: argparse.Namespace) -> tuple[int, ...]:
@@ -225,7 +234,7 @@ def depth(arguments: argparse.Namespace) -> None:
         f"Medians of {REPEATS}, one call for tightest, which draws anew for every layer and walks there from the input;\n"
         f"/ (r+2) fwd: over {R + 2} plain forward passes of the batch; walk, noise, estimator, back: shares of the time."
     )
-    title = f"Depth: 3x3 convolutions of 64 channels, 16x16 images, batch 4, r {R}, l_inf 0.01, random weights, seed 0, float32"
+    title = f"Depth: 3x3 convolutions of 64 channels, 16x16 images, batch 4, r {R}, {REGION}, random weights, seed 0, float32"
     show(title, header, rows, notes)
 
 
