@@ -51,6 +51,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("out"), help="folder for pictures")
     parser.add_argument("--limit", type=int, help="certificates: only the first images")
     parser.add_argument("--quick", action="store_true", help="a tenth of the draws and images, and the smaller networks")
+    parser.add_argument("--batch", type=int, default=1, help="cost: examples at a time")
+    parser.add_argument("--family", help="cost: only this one, such as stack")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.command in ON_IMAGES and not (arguments.data and arguments.models):

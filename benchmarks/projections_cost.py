@@ -93,12 +93,12 @@ KINDS = {
 }
 
 
-def measure(name: str, size: int) -> dict[str, float]:
+def measure(name: str, size: int, batch: int = 1) -> dict[str, float]:
     """Bound one network; memory first, while the process is fresh."""
     kind = KINDS[name]
     net, x = _network(kind, kind.sizes[0])
     net.bounds(x, REGION, method=kind.method)  # loads what is loaded on first use
-    net, x = _network(kind, size)
+    net, x = _network(kind, size, batch)
     found = {"units": kind.units(size), "forward": median_seconds(lambda: net(x))}
     forget_peak()
     before = memory("VmRSS")
@@ -107,18 +107,18 @@ def measure(name: str, size: int) -> dict[str, float]:
     found["loose"] = _loose(net, x, kind.method)
     found |= timed(net, x, kind.method)
     found["unchunked"] = kind.units(size) * kind.widest(size) * 4 * len(x) / 2**20
-    if found["units"] <= EXACT_UNITS:
+    if found["units"] <= EXACT_UNITS and batch == 1:
         found["exact"] = median_seconds(lambda: net.bounds(x, REGION), REPEATS)
-    if size in kind.wide:
+    if size in kind.wide and batch == 1:
         many = torch.rand(8, *x.shape[1:])
         found["forward 8"] = median_seconds(lambda: net(many))
         found["seconds 8"] = median_seconds(lambda: net.bounds(many, REGION, method=kind.method), REPEATS)
     return found
 
 
-def _network(kind: Kind, size: int) -> tuple[autodual.BoundModule, Tensor]:
+def _network(kind: Kind, size: int, batch: int = 1) -> tuple[autodual.BoundModule, Tensor]:
     torch.manual_seed(0)
-    return autodual.certify(kind.build(size)), torch.rand(1, 1, kind.side(size), kind.side(size))
+    return autodual.certify(kind.build(size)), torch.rand(batch, 1, kind.side(size), kind.side(size))
 
 
 def _loose(net: autodual.BoundModule, x: Tensor, method: autodual.Projected) -> float:
@@ -148,10 +148,12 @@ def cost(arguments: argparse.Namespace) -> None:
         return
     found = {}
     for name, kind in KINDS.items():
-        found[name] = [_apart(name, size) for size in _sizes(kind.sizes, arguments)]
+        if arguments.family not in (None, name):
+            continue
+        found[name] = [_apart(name, size, arguments.batch) for size in _sizes(kind.sizes, arguments)]
         progress("")
         show(
-            f"Cost of Projected(r={R}), {name}: {REGION}, random weights, seed 0, float32, batch 1",
+            f"Cost of Projected(r={R}), {name}: {REGION}, random weights, seed 0, float32, batch {arguments.batch}",
             HEADER,
             _rows(name, found),
             "",
@@ -170,10 +172,16 @@ def _sizes(sizes: tuple[int, ...], arguments: argparse.Namespace) -> tuple[int, 
     return sizes[:QUICK] if arguments.quick else sizes
 
 
-def _apart(name: str, size: int) -> dict[str, float]:
+def _apart(name: str, size: int, batch: int) -> dict[str, float]:
     """Measure in a process of its own, so that its peak memory is its own."""
     progress(f"cost: {name} {size}")
-    command = [sys.executable, str(Path(__file__).with_name("projections.py")), "cost", "--case", json.dumps([name, size])]
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("projections.py")),
+        "cost",
+        "--case",
+        json.dumps([name, size, batch]),
+    ]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -206,7 +214,7 @@ def _slope(results: list[dict[str, float]], key: str) -> float:
 
 def _draw(found: dict[str, list[dict[str, float]]], folder: Path) -> None:
     figure = Figure(figsize=(5 * len(found), 8), layout="constrained")
-    for panels, (name, results) in zip(figure.subplots(2, len(found)).T, found.items(), strict=True):
+    for panels, (name, results) in zip(figure.subplots(2, len(found), squeeze=False).T, found.items(), strict=True):
         curves = (("seconds", "exact", "seconds"), ("memory", "unchunked", "MiB"))
         for axes, (projected, exact, label) in zip(panels, curves, strict=True):
             for key, text in ((projected, f"projected, r = {R}"), (exact, "exact, computed" if label == "MiB" else "exact")):
