@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 
 from dual_layers.contract import (
-    INPUT, NONE, REAL, ROUNDED, UNKNOWN, Call, Choice, DualLayer, Facts, Guarantee, Interval, Offsets, RuleSample, Slopes,
+    INPUT, NONE, REAL, ROUNDED, UNKNOWN, Call, Choice, DualLayer, Facts, Field, Guarantee, Interval, Offsets, RuleSample, Slopes,
     Slot, probabilistic,
 )
 from dual_layers.families import Affine, Composite, PiecewiseLinear, Relaxed
@@ -24,8 +24,8 @@ for _module in pkgutil.iter_modules(__path__):  # every family file is imported:
 from dual_layers.custom import elementwise  # noqa: E402  (its functions need the rules of all families)
 
 __all__ = [
-    "INPUT", "NONE", "REAL", "ROUNDED", "UNKNOWN", "Affine", "Call", "Choice", "Composite", "DualLayer", "Facts", "Guarantee",
-    "Interval", "Offsets", "Piece", "PiecewiseLinear", "Relaxed", "RuleSample", "Slopes", "Slot", "Smooth", "cases", "choose",
+    "INPUT", "NONE", "REAL", "ROUNDED", "UNKNOWN", "Affine", "Call", "Choice", "Composite", "DualLayer", "Facts", "Field",
+    "Guarantee",    "Interval", "Offsets", "Piece", "PiecewiseLinear", "Relaxed", "RuleSample", "Slopes", "Slot", "Smooth", "cases", "choose",
     "elementwise", "is_held", "is_shape_query", "keys_of", "lookup", "nearest", "probabilistic", "register", "register_held",
     "register_shape_query", "registered_rules", "spelling",
 ]

@@ -139,6 +139,19 @@ class Slopes:
 
 
 @dataclass(frozen=True)
+class Field:
+    """How an operator's outputs reach into its input, ``[batch, channels, *spatial]``, alike at every position.
+
+    Along each spatial axis output position ``i`` depends on input positions ``stride * i - padding`` and the ``extent - 1`` that
+    follow; those beyond the input's ends count as zero.
+    """
+
+    extent: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Offsets:
     """Intercepts: ``slope_lo . z + lower <= f(z) <= slope_up . z + upper`` over the box."""
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dual_layers.contract import INPUT, Call, Facts, RuleSample, Slot
+from dual_layers.contract import INPUT, Call, Facts, Field, RuleSample, Slot
 from dual_layers.families import Affine, root_of_squares
 from dual_layers.refusals import unless_only
 from dual_layers.registry import register
@@ -64,6 +64,24 @@ class Convolution(Affine, ABC):
         pull = _pull_transposed if arguments.transposed else _pull
         result = pull(flat, arguments, size)
         return (result.unflatten(0, nu.shape[:2]) if batched else result,)
+
+    def field(self) -> Field | None:
+        """Return the reach of a plain convolution whose padding is zeros."""
+        arguments = self.arguments
+        if arguments.transposed or arguments.padding_mode != "zeros":
+            return None
+        kernel, stride, dilation = _geometry(arguments)
+        amounts, padding = _padding(arguments)
+        before = amounts[::2][::-1] or padding
+        extent = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
+        return Field(extent, stride, tuple(before))
+
+    def pull_windows(self, nu: Tensor) -> Tensor:
+        """Transpose the convolution without its padding."""
+        arguments = self.arguments
+        kernel, stride, dilation = _geometry(arguments)
+        none = (0,) * len(kernel)
+        return _CONVOLVE_TRANSPOSED[len(kernel)](nu, arguments.weight, None, stride, none, none, arguments.groups, dilation)
 
 
 def _per_axis(value: Any, dimensions: int) -> tuple[int, ...]:

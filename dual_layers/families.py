@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dual_layers.checks import check_not_widened
-from dual_layers.contract import Call, Choice, DualLayer, Facts, Interval, Offsets, Slopes, fill
+from dual_layers.contract import Call, Choice, DualLayer, Facts, Field, Interval, Offsets, Slopes, fill
 
 Points = list[tuple[Tensor, Tensor]]
 
@@ -53,6 +53,21 @@ class Affine(DualLayer):
         pulled = torch.autograd.grad(result, points, nu, is_grads_batched=True, create_graph=keep, allow_unused=True)
         # An input that lends the result its shape alone has no derivative.
         return tuple(z.new_zeros((len(nu), *z.shape)) if part is None else part for part, z in zip(pulled, inputs, strict=True))
+
+    def field(self) -> Field | None:
+        """Return how outputs reach into the single input, or None where they do not do so alike at every position."""
+        return None
+
+    def pull_windows(self, nu: Tensor) -> Tensor:
+        """Apply ``A^T`` to windows of the output, as if the input had no ends.
+
+        Args:
+            nu: ``[rows, channels, *window]``.
+
+        Returns:
+            ``[rows, input channels, *wider window]``, wider by the field: ``stride * (window - 1) + extent``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has a field and must define pull_windows()")
 
     def magnitude(self, *radii: Tensor) -> Tensor:
         """Apply ``|A|``, the operator with absolute coefficients and no constant part, to non-negative radii."""

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from autodual.bounds.backward import Deviation, backward
 from autodual.bounds.forward import NoiseSymbols
+from autodual.bounds.pairs import PairWalk, walks_in_pairs
 from autodual.bounds.projected import Projections
 from autodual.bounds.run import ROUNDINGS, Lines, Run, identity_rows, meet
 from autodual.errors import AutoDualError, SpecificationError
@@ -188,6 +189,8 @@ def _from_rows(run: Run, name: str, method: Dual | Adaptive) -> tuple[Interval, 
     width, value = run.features(name), run.values[name]
     if not len(rows):
         return run.hull(name), "interval, stable"
+    if run.rows != "dense" and walks_in_pairs(run, name):
+        return _from_pairs(run, name, wanted)
 
     def seeds(part: Tensor) -> Tensor:
         return run.layouts[name].node(identity_rows(width, part, value), _shared_shape(run, name), lead=1)
@@ -199,6 +202,18 @@ def _from_rows(run: Run, name: str, method: Dual | Adaptive) -> tuple[Interval, 
     if method.strict:
         return _interval(run, name, lower, upper), how
     return _merge(run, name, wanted, rows, lower, upper), how
+
+
+def _from_pairs(run: Run, name: str, wanted: Tensor) -> tuple[Interval, str]:
+    walk = PairWalk(run, name, wanted, windows=run.rows != "whole")
+    pairs, *deviations = walk.bounds()
+    hull, reference = run.hull(name), run.examples(name, run.values[name])[pairs]
+    ends = []
+    for end, deviation in zip((hull.lower, hull.upper), deviations, strict=True):
+        end = run.examples(name, end).expand(run.batch, -1)
+        ends.append(end.index_put(pairs, (reference + deviation).to(end.dtype)))
+    share = f"{len(pairs[0]) / max(run.batch, 1):.4g} of {run.features(name)} rows per example, {walk.largest}"
+    return _interval(run, name, *ends), share
 
 
 def _from_symbols(run: Run, name: str, method: Dual | Adaptive, symbols: NoiseSymbols) -> tuple[Interval, str]:

@@ -1,0 +1,525 @@
+"""The backward walk in pairs: rows that belong to one example each, and keep to their receptive fields.
+
+The dense walk carries a row in every example of the batch, as large as the node it has reached. Here a row is a *pair* of an
+example and an element, so that only undecided elements have one; and behind convolutions it is a *window*, the part of a
+node that its element depends on. Up to the first relaxed nodes, rows depend on neither example nor position: they are
+walked once, as *templates*.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from autodual.bounds.run import Run, identity_rows
+from dual_layers import Field
+
+_PIECE = 2**20
+"""Bytes of the largest tensor of a chunk of pairs: small enough to stay in a core's cache."""
+_DENSER = 8
+"""A convolution of windows is one matrix product where that takes at most so many times as many multiplications."""
+_LARGEST_MAP = 2**22
+"""Elements that the matrix of such a product may have."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where windows lie in a node: that of a target's position ``p`` begins at ``stride * p + offset``, per spatial axis."""
+
+    stride: tuple[int, ...]
+    offset: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows at a node.
+
+    Attributes:
+        nu: ``[rows, *node without its batch]``, or ``[rows, channels, *window]``.
+        place: of windows; None for rows that hold the whole node.
+        owned: whether each row is a pair; otherwise rows are templates, which a pair names one of.
+        clean: whether windows are zero where they reach beyond the node.
+    """
+
+    nu: Tensor
+    place: Place | None
+    owned: bool = False
+    clean: bool = True
+
+
+Frontier = dict[str, list[Rows]]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some pairs, in the order of their examples and positions.
+
+    Attributes:
+        examples: index of each pair's example, ``[pairs]``.
+        templates: index of each pair's template.
+        positions: index of each pair's position in the target.
+        start: the first example, and for windows of one example the first position along the first axis.
+        stop: one beyond the last ones.
+    """
+
+    examples: Tensor
+    templates: Tensor
+    positions: Tensor
+    start: tuple[int, int]
+    stop: tuple[int, int]
+
+
+def walks_in_pairs(run: Run, name: str) -> bool:
+    """Whether a node's rows can be walked in pairs: what lies before it treats elements and examples one by one."""
+    needed = run.needed(name)
+    return all(_fits(run, each) for each in run.order if each in needed)
+
+
+def _fits(run: Run, name: str) -> bool:
+    if name in run.program.sources:
+        return run.regions[name].separable and run.regions[name].symmetric
+    layer = run.layers[name]
+    if layer.facts.affine:
+        return run.batch == 1 or run.is_shareable(name)
+    return layer.facts.positionwise and run.layouts[name].factor == 1
+
+
+class PairWalk:
+    """Rows of some elements of a node, each for one example.
+
+    Args:
+        run: every relaxed ancestor of the target has its lines.
+        target: the node whose rows these are.
+        wanted: which elements of which examples, ``[batch, features]`` bool.
+        windows: whether rows may keep to their receptive fields.
+    """
+
+    def __init__(self, run: Run, target: str, wanted: Tensor, *, windows: bool = True) -> None:
+        self.run, self.target, self.wanted = run, target, wanted
+        self.one = run if run.batch == 1 else run.template
+        self.grid = self._shape(target)[1:] if windows and self._has_axes(target) else None
+        self.largest = "whole rows"
+        if self.grid is not None and not self._begins_with_a_window():
+            self.grid = None
+        self._maps: dict[tuple[str, tuple[int, ...]], Tensor | None] = {}
+        self._diagonals: dict[str, tuple[Tensor, ...] | None] = {}
+        self._peak = 1
+
+    def bounds(self) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+        """Return the pairs, as examples and elements, and how far each may deviate from its reference, below and above."""
+        examples, elements, parts = [], [], []
+        for chosen, frontier in self._templates():
+            pairs = self._pairs(chosen)
+            examples.append(pairs[0])
+            elements.append(self._elements(chosen, pairs))
+            parts.extend(self._chunks(pairs, frontier))
+        found = (torch.cat(examples), torch.cat(elements))
+        lower, upper = (torch.cat(ends) for ends in zip(*parts, strict=True))
+        return found, lower, upper
+
+    # Which rows there are.
+
+    def _has_axes(self, name: str) -> bool:
+        layout = self.run.layouts[name]
+        return self.run.values[name].dim() >= 3 and layout.axis == 0 and layout.factor == 1
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """Return the node's shape for one example, its batch left out."""
+        shape, layout = list(self.one.values[name].shape), self.run.layouts[name]
+        if layout.factor == 1:
+            del shape[layout.axis]
+        return tuple(shape)
+
+    def _begins_with_a_window(self) -> bool:
+        """Whether a convolution lies at the target, or behind nothing but functions of single elements."""
+        name = self.target
+        while name in self.run.program.rules:
+            layer, parents = self.run.layers[name], self.run.program.parents[name]
+            if layer.facts.affine and self._has_axes(name) and layer.field() is not None:
+                return True
+            if not self._is_diagonal(name):
+                return False
+            name = parents[0]
+        return False
+
+    def _templates(self) -> Iterator[tuple[Tensor, Frontier]]:
+        """Yield elements (channels, for windows) and their rows at the first nodes that are no template's any more."""
+        value = self.run.values[self.target]
+        if self.grid is not None:
+            channels = self._shape(self.target)[0]
+            eye = torch.eye(channels, dtype=value.dtype, device=value.device).reshape(channels, channels, *(1 for _ in self.grid))
+            rows = Rows(eye, Place((1,) * len(self.grid), (0,) * len(self.grid)))
+            yield torch.arange(channels, device=value.device), self._frontier(rows)
+            return
+        chosen = self.wanted.any(0).nonzero()[:, 0]
+        for part in chosen.split(self.run.rows_per_chunk(self.target) * max(self.run.batch, 1)):
+            nu = identity_rows(self.run.features(self.target), part, value).reshape(len(part), *self._shape(self.target))
+            yield part, self._frontier(Rows(nu, None))
+
+    def _frontier(self, rows: Rows) -> Frontier:
+        """Walk templates back to the nodes where rows begin to depend on the example, or on the position."""
+        program, stops = self.run.program, self._behind_relaxed
+        pending, found = {self.target: [rows]}, {}
+        for name in reversed(self.run.order[: self.run.order.index(self.target) + 1]):
+            arrived = pending.pop(name, [])
+            if not arrived:
+                continue
+            affine = name in program.rules and self.run.layers[name].facts.affine
+            rows = self._merged(name, arrived, None) if affine and name not in stops else None
+            parts = None if rows is None else self._through_affine(name, rows, None)
+            if parts is None:
+                found[name] = arrived
+                continue
+            for parent, part in zip(program.parents[name], parts, strict=True):
+                pending.setdefault(parent, []).append(part)
+        return found
+
+    @cached_property
+    def _behind_relaxed(self) -> set[str]:
+        needed, found = self.run.needed(self.target), set()
+        for name in needed:
+            if name in self.run.program.rules and not self.run.layers[name].facts.affine:
+                for parent in self.run.program.parents[name]:
+                    found |= self.run.needed(parent)
+        return found
+
+    def _pairs(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """List the pairs: example, template and position, in the order of examples and positions."""
+        if self.grid is None:
+            examples, templates = self.wanted[:, chosen].nonzero(as_tuple=True)
+            return examples, templates, torch.zeros_like(examples)
+        wanted = self.wanted.unflatten(1, (len(chosen), math.prod(self.grid))).transpose(1, 2)
+        examples, positions, templates = wanted.nonzero(as_tuple=True)
+        return examples, templates, positions
+
+    def _elements(self, chosen: Tensor, pairs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        _, templates, positions = pairs
+        return chosen[templates] if self.grid is None else templates * math.prod(self.grid) + positions
+
+    # Chunks of pairs.
+
+    def _chunks(self, pairs: tuple[Tensor, Tensor, Tensor], frontier: Frontier) -> Iterator[tuple[Tensor, Tensor]]:
+        self._walk(self._chunk(tuple(part[:0] for part in pairs)), frontier)  # no pairs: finds out how large one gets
+        size = max(1, min(_PIECE, self.run.budget) // (self._peak * self.wanted.element_size() * 4))
+        whole = len(pairs[0]) <= size
+        for part in zip(*(index.split(size) for index in pairs), strict=True):
+            chunk = self._chunk(part)
+            if torch.is_grad_enabled() and not whole:
+                yield checkpoint(self._walk, chunk, frontier, use_reentrant=False)
+            else:
+                yield self._walk(chunk, frontier)
+
+    def _chunk(self, pairs: tuple[Tensor, Tensor, Tensor]) -> Chunk:
+        examples, templates, positions = pairs
+        if not len(examples):
+            return Chunk(examples, templates, positions, (0, 0), (0, 1))
+        first, last = int(examples[0]), int(examples[-1]) + 1
+        begin, end = 0, 1 if self.grid is None else self.grid[0]
+        if last - first == 1 and self.grid is not None:
+            across = math.prod(self.grid[1:])
+            begin, end = int(positions[0]) // across, int(positions[-1]) // across + 1
+        return Chunk(examples, templates, positions, (first, begin), (last, end))
+
+    def _walk(self, chunk: Chunk, frontier: Frontier) -> tuple[Tensor, Tensor]:
+        """Walk a chunk of pairs from the frontier to the inputs; lines that are not parallel need the negative rows too."""
+        run = self.run
+        needed = run.needed(self.target)
+        if all(lines.two_sided for name, lines in run.lines.items() if name in needed):
+            return self._ends(chunk, frontier)
+        lower, _ = self._ends(chunk, frontier)
+        other, _ = self._ends(chunk, {name: [replace(each, nu=-each.nu) for each in rows] for name, rows in frontier.items()})
+        return lower, -other
+
+    def _ends(self, chunk: Chunk, frontier: Frontier) -> tuple[Tensor, Tensor]:
+        run, pending = self.run, {name: list(rows) for name, rows in frontier.items()}
+        value = run.values[self.target]
+        lower = upper = torch.zeros(len(chunk.examples), dtype=value.dtype, device=value.device)
+        for name in reversed(run.order[: run.order.index(self.target) + 1]):
+            arrived = pending.pop(name, [])
+            if not arrived:
+                continue
+            rows = self._merged(name, arrived, chunk)
+            if name in run.program.sources:
+                reach = self._reach(name, rows, chunk)
+                lower, upper = lower - reach, upper + reach
+                continue
+            if run.layers[name].facts.affine:
+                parts = self._through_affine(name, rows, chunk)
+            else:
+                below, above = self._penalty(name, rows, chunk)
+                lower, upper = lower + below, upper + above
+                parts = self._through_lines(name, rows, chunk)
+            for parent, part in zip(run.program.parents[name], parts, strict=True):
+                pending.setdefault(parent, []).append(part)
+        return lower, upper
+
+    # What happens at a node.
+
+    def _reach(self, name: str, rows: Rows, chunk: Chunk) -> Tensor:
+        """Return how far an input may move the rows: its region is a box around its centre, or as good as one."""
+        x = self.run.given[name]
+        radius = self.run.regions[name].noise(x).scale.expand_as(x)
+        return self._contract(name, rows, (radius,), (Tensor.abs,), chunk)[0]
+
+    def _penalty(self, name: str, rows: Rows, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        lines = self.run.lines[name]
+        if lines.two_sided:
+            shift, spread = self._contract(name, rows, (lines.shift, lines.spread), (_itself, Tensor.abs), chunk)
+            return shift - spread, shift + spread
+        positive, negative = self._contract(name, rows, (lines.lower, lines.upper), (_positive, _negative), chunk)
+        return positive + negative, torch.zeros_like(positive)
+
+    def _contract(self, name: str, rows: Rows, weights: tuple[Tensor, ...], parts: tuple, chunk: Chunk) -> list[Tensor]:
+        """Sum parts of rows times weights over the node, pair by pair; templates meet every example in one product."""
+        shape, result = rows.nu.shape[1:], []
+        for weight, part in zip(weights, parts, strict=True):
+            table, index = self._table(name, weight, shape, rows.place, chunk)
+            if rows.owned:
+                terms = part(rows.nu).flatten(1) * table[index]
+                result.append(terms.sum(1))
+            else:
+                result.append((table @ part(rows.nu).flatten(1).T)[index, chunk.templates])
+        return result
+
+    def _through_lines(self, name: str, rows: Rows, chunk: Chunk) -> tuple[Rows, ...]:
+        lines = self.run.lines[name]
+        (lower,), (upper,) = lines.slopes.lower, lines.slopes.upper
+        rows, shape = self._owned(rows, chunk), rows.nu.shape
+        if lines.sloping is not None:
+            lower, upper = torch.where(lines.sloping, lower, 0.0), torch.where(lines.sloping, upper, 0.0)
+        table, index = self._table(name, lower, shape[1:], rows.place, chunk)
+        slope = table[index].unflatten(1, shape[1:])
+        if not lines.slopes.parallel:
+            table, index = self._table(name, upper, shape[1:], rows.place, chunk)
+            slope = torch.where(rows.nu > 0, slope, table[index].unflatten(1, shape[1:]))
+        return (replace(rows, nu=rows.nu * slope, clean=True),)
+
+    def _through_affine(self, name: str, rows: Rows, chunk: Chunk | None) -> tuple[Rows, ...] | None:
+        """Pull rows through an affine node; without a chunk they are templates, and None says that they stay so no longer."""
+        layer = self.run.layers[name]
+        if rows.place is not None:
+            diagonals = self._diagonal(name)
+            if diagonals is not None:
+                return self._scaled(rows, diagonals, name, chunk)
+            field = layer.field()
+            if field is not None and (rows.clean or chunk is not None):
+                return (self._convolved(name, rows, field, chunk),)
+            if chunk is None:
+                return None
+            rows = self._whole(name, self._owned(rows, chunk), chunk)
+        shape = self.one.values[name].shape
+        pulled = self.one.layers[name].transpose(rows.nu.reshape(len(rows.nu), *shape), self.one.parents(name))
+        parents = self.run.program.parents[name]
+        result = tuple(
+            replace(rows, nu=part.reshape(len(part), *self._shape(parent)))
+            for part, parent in zip(pulled, parents, strict=True)
+        )
+        self._note(*result)
+        return result
+
+    def _convolved(self, name: str, rows: Rows, field: Field, chunk: Chunk | None) -> Rows:
+        """Pull windows through a convolution: transpose it without its padding."""
+        if not rows.clean:
+            rows = self._cleaned(name, self._owned(rows, chunk), chunk)
+        place = Place(
+            tuple(s * f for s, f in zip(rows.place.stride, field.stride, strict=True)),
+            tuple(o * f - p for o, f, p in zip(rows.place.offset, field.stride, field.padding, strict=True)),
+        )
+        matrix, layer = self._map(name, tuple(rows.nu.shape[1:]), field), self.one.layers[name]
+        if matrix is None:
+            nu = layer.pull_windows(rows.nu)
+        else:
+            window = tuple((n - 1) * s + e for n, s, e in zip(rows.nu.shape[2:], field.stride, field.extent, strict=True))
+            nu = (rows.nu.flatten(1) @ matrix).unflatten(1, (-1, *window))
+        (parent,) = self.run.program.parents[name]
+        result = replace(rows, nu=nu, place=place, clean=False)
+        self._note(result)
+        if chunk is not None and math.prod(nu.shape[2:]) >= math.prod(self._shape(parent)[1:]):
+            result = self._whole(parent, self._owned(result, chunk), chunk)
+        return result
+
+    def _map(self, name: str, shape: tuple[int, ...], field: Field) -> Tensor | None:
+        """Return the matrix of a convolution's transpose on windows of a shape, where a matrix product is the faster way."""
+        if (name, shape) not in self._maps:
+            layer, width = self.one.layers[name], math.prod(shape)
+            channels = self._shape(self.run.program.parents[name][0])[0]
+            window = math.prod((n - 1) * s + e for n, s, e in zip(shape[1:], field.stride, field.extent, strict=True))
+            dense = window <= _DENSER * math.prod(field.extent) and width * channels * window <= _LARGEST_MAP
+            value = self.run.values[name]
+            eye = torch.eye(width if dense else 0, dtype=value.dtype, device=value.device)
+            self._maps[name, shape] = layer.pull_windows(eye.reshape(-1, *shape)).flatten(1) if dense else None
+        return self._maps[name, shape]
+
+    def _is_diagonal(self, name: str) -> bool:
+        """Whether an affine node treats every element on its own."""
+        facts, shape = self.run.layers[name].facts, self.run.values[name].shape
+        single = facts.affine and (facts.positionwise or facts.elementwise)
+        return single and all(value.shape == shape for value in self.run.parents(name))
+
+    def _diagonal(self, name: str) -> tuple[Tensor | None, ...] | None:
+        """Return the factor of every element of each input of such a node, ``[1, *node]``, None standing for 1."""
+        if name not in self._diagonals:
+            self._diagonals[name] = None
+            if self._is_diagonal(name) and self._has_axes(name):
+                ones = torch.ones_like(self.one.values[name])[None]
+                factors = (part[0] for part in self.one.layers[name].transpose(ones, self.one.parents(name)))
+                self._diagonals[name] = tuple(None if bool((factor == 1).all()) else factor for factor in factors)
+        return self._diagonals[name]
+
+    def _scaled(self, rows: Rows, factors: tuple[Tensor | None, ...], name: str, chunk: Chunk | None) -> tuple[Rows, ...] | None:
+        result = []
+        for factor in factors:
+            if factor is None:
+                result.append(rows)
+                continue
+            alike = factor.flatten(2)[0]
+            if bool((alike == alike[:, :1]).all()):
+                result.append(replace(rows, nu=rows.nu * alike[:, 0].reshape(-1, *(1 for _ in rows.nu.shape[2:]))))
+            elif chunk is None:
+                return None
+            else:
+                own = self._owned(rows, chunk)
+                result.append(self._times(name, own, factor, chunk))
+        return tuple(result)
+
+    def _times(self, name: str, rows: Rows, factor: Tensor, chunk: Chunk) -> Rows:
+        """Multiply pairs by something that every example shares, ``[1, *node]``."""
+        alone = replace(chunk, start=(0, chunk.start[1]), stop=(1, chunk.stop[1]), examples=torch.zeros_like(chunk.examples))
+        table, index = self._table(name, factor, rows.nu.shape[1:], rows.place, alone)
+        return replace(rows, nu=rows.nu * table[index].unflatten(1, rows.nu.shape[1:]), clean=True)
+
+    def _cleaned(self, name: str, rows: Rows, chunk: Chunk) -> Rows:
+        """Set windows to zero where they reach beyond the node."""
+        return self._times(name, rows, torch.ones_like(self.one.values[name]), chunk)
+
+    # Templates, windows and whole rows.
+
+    def _owned(self, rows: Rows, chunk: Chunk) -> Rows:
+        """Give every pair its own copy of its template."""
+        return rows if rows.owned else replace(rows, nu=rows.nu[chunk.templates], owned=True)
+
+    def _merged(self, name: str, arrived: list[Rows], chunk: Chunk | None) -> Rows | None:
+        """Add up what arrived at a node; without a chunk None says that it cannot be done yet."""
+        result = arrived[0]
+        for rows in arrived[1:]:
+            if result.owned != rows.owned:
+                result, rows = self._owned(result, chunk), self._owned(rows, chunk)
+            if (result.place is None) == (rows.place is None) and _stride(result) == _stride(rows):
+                result = _union(result, rows)
+            elif chunk is None:
+                return None
+            else:
+                result, rows = (self._whole(name, self._owned(each, chunk), chunk) for each in (result, rows))
+                result = replace(result, nu=result.nu + rows.nu)
+        return result
+
+    def _whole(self, name: str, rows: Rows, chunk: Chunk) -> Rows:
+        """Put windows where they belong in the whole node."""
+        if rows.place is None:
+            return rows
+        shape = self._shape(name)
+        grid, window, place = shape[1:], rows.nu.shape[2:], rows.place
+        where, beyond = torch.zeros_like(chunk.positions)[:, None], torch.zeros_like(chunk.positions, dtype=torch.bool)[:, None]
+        at = _unravelled(chunk.positions, self.grid)
+        for axis, (n, w) in enumerate(zip(grid, window, strict=True)):
+            reach = torch.arange(w, device=where.device)
+            along = (place.stride[axis] * at[axis] + place.offset[axis])[:, None] + reach
+            where = (where[:, :, None] * n + along[:, None]).flatten(1)
+            beyond = (beyond[:, :, None] | ((along < 0) | (along >= n))[:, None]).flatten(1)
+        size = math.prod(grid)
+        where = torch.where(beyond, size, where)[:, None].expand(-1, shape[0], -1)
+        flat = rows.nu.new_zeros(len(rows.nu), shape[0], size + 1).scatter(2, where, rows.nu.flatten(2))
+        result = Rows(flat[..., :-1].reshape(-1, *shape), None, rows.owned)
+        self._note(result)
+        return result
+
+    def _table(
+        self, name: str, value: Tensor, shape: tuple[int, ...], place: Place | None, chunk: Chunk
+    ) -> tuple[Tensor, Tensor]:
+        """Lay out a node's values as rows see them: ``[some rows, features]``, and which of them is each pair's."""
+        (first, begin), (last, end) = chunk.start, chunk.stop
+        examples = self.run.examples(name, value)
+        examples = examples.expand(last, -1)[first:last] if len(examples) == 1 else examples[first:last]
+        own = chunk.examples - first
+        if place is None:
+            return examples, own
+        grid = (end - begin, *self.grid[1:])
+        image = examples.reshape(last - first, *self._shape(name))
+        for axis, (count, window) in enumerate(zip(grid, shape[1:], strict=True), start=2):
+            stride, offset = place.stride[axis - 2], place.offset[axis - 2] + (begin * place.stride[0] if axis == 2 else 0)
+            image = _windows(image, axis, count, stride, offset, window)
+        channels, axes = image.dim() - 2 * len(grid) - 1, len(grid)
+        order = (0, *range(2, 2 + axes), 1, *range(2 + axes, 2 + 2 * axes))
+        table = image.permute(order).reshape(-1, math.prod(shape)) if channels else image
+        across = math.prod(grid)
+        return table, own * across + (chunk.positions - begin * math.prod(self.grid[1:]))
+
+    def _note(self, *rows: Rows) -> None:
+        for each in rows:
+            size = math.prod(each.nu.shape[1:])
+            if size > self._peak:
+                self._peak = size
+            if each.place is not None:
+                self.largest = f"windows up to {'x'.join(map(str, each.nu.shape[2:]))}"
+
+
+def _windows(image: Tensor, axis: int, count: int, stride: int, offset: int, window: int) -> Tensor:
+    """Cut an axis into ``count`` windows, with zeros beyond its ends; their inner axis comes last."""
+    size = image.shape[axis]
+    before, after = max(0, -offset), max(0, stride * (count - 1) + offset + window - size)
+    if before or after:
+        image = F.pad(image, (0, 0) * (image.dim() - 1 - axis) + (before, after))
+    image = image.narrow(axis, offset + before, stride * (count - 1) + window) if count else image.narrow(axis, 0, window)
+    return image.unfold(axis, window, stride)
+
+
+def _stride(rows: Rows) -> tuple[int, ...] | None:
+    return None if rows.place is None else rows.place.stride
+
+
+def _union(left: Rows, right: Rows) -> Rows:
+    """Add rows; windows of one stride are widened to the smallest window that holds both."""
+    if left.place is None:
+        return replace(left, nu=left.nu + right.nu)
+    starts = [min(a, b) for a, b in zip(left.place.offset, right.place.offset, strict=True)]
+    ends = [
+        max(a + n, b + m)
+        for a, n, b, m in zip(left.place.offset, left.nu.shape[2:], right.place.offset, right.nu.shape[2:], strict=True)
+    ]
+    widened = []
+    for rows in (left, right):
+        sides = [
+            (offset - start, end - offset - n)
+            for offset, n, start, end in zip(rows.place.offset, rows.nu.shape[2:], starts, ends, strict=True)
+        ]
+        widened.append(F.pad(rows.nu, [side for pair in reversed(sides) for side in pair]))
+    return replace(
+        left, nu=widened[0] + widened[1], place=Place(left.place.stride, tuple(starts)), clean=left.clean and right.clean
+    )
+
+
+def _unravelled(positions: Tensor, grid: tuple[int, ...]) -> list[Tensor]:
+    result = []
+    for n in reversed(grid):
+        result.append(positions % n)
+        positions = positions // n
+    return result[::-1]
+
+
+def _itself(nu: Tensor) -> Tensor:
+    return nu
+
+
+def _positive(nu: Tensor) -> Tensor:
+    return nu.clamp(min=0)
+
+
+def _negative(nu: Tensor) -> Tensor:
+    return nu.clamp(max=0)
