@@ -11,6 +11,8 @@ from autodual.errors import SpecificationError
 from autodual.estimators import BOUNDING, FEWEST, Estimator
 from dual_layers import NONE, REAL, Guarantee, probabilistic
 
+RowLayout = Literal["auto", "dense", "whole", "windows"]
+
 
 class Proof:
     """What methods have in common whose bounds hold in exact arithmetic."""
@@ -53,6 +55,9 @@ class Dual(Proof):
             their interval bounds. Published figures are checked with ``strict=True``.
         walk: ``backward`` sweeps rows from the bounded element to the input; ``forward`` pushes every noise symbol from the
             input on (Algorithm 2). The numbers agree; forwards is cheaper for networks with few inputs.
+        rows: how the backward walk lays out the rows of hidden elements: each in every example (``dense``), undecided ones
+            alone (``whole``), as the windows that they depend on where those are small (``windows``). The numbers agree; by
+            default each node's rows take the layout that visits the fewest elements, which ``explain`` shows.
 
     Example:
         >>> import autodual, torch
@@ -67,11 +72,13 @@ class Dual(Proof):
 
     strict: bool = False
     walk: Literal["backward", "forward"] = "backward"
+    rows: RowLayout = "auto"
 
     def __post_init__(self) -> None:
         """Check the options."""
         if self.walk not in ("backward", "forward"):
             raise SpecificationError(f'walk must be "backward" or "forward", got {self.walk!r}')
+        _check_rows(self.rows)
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,7 @@ class Adaptive(Proof):
 
     Attributes:
         strict: as for ``Dual``.
+        rows: as for ``Dual``.
 
     Example:
         >>> import autodual, torch
@@ -93,6 +101,16 @@ class Adaptive(Proof):
     """
 
     strict: bool = False
+    rows: RowLayout = "auto"
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        _check_rows(self.rows)
+
+
+def _check_rows(rows: object) -> None:
+    if rows not in get_args(RowLayout):
+        raise SpecificationError(f"rows must be one of {', '.join(get_args(RowLayout))}, got {rows!r}")
 
 
 HEAVY = 200

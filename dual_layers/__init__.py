@@ -6,8 +6,8 @@ import importlib
 import pkgutil
 
 from dual_layers.contract import (
-    INPUT, NONE, REAL, ROUNDED, UNKNOWN, Call, Choice, DualLayer, Facts, Field, Guarantee, Interval, Offsets, RuleSample, Slopes,
-    Slot, probabilistic,
+    INPUT, NONE, REAL, ROUNDED, UNKNOWN, Call, Choice, DualLayer, Facts, Field, Guarantee, Interval, Offsets, RuleSample,
+    Slopes, Slot, probabilistic,
 )
 from dual_layers.families import Affine, Composite, PiecewiseLinear, Relaxed
 from dual_layers.registry import (
@@ -25,7 +25,7 @@ from dual_layers.custom import elementwise  # noqa: E402  (its functions need th
 
 __all__ = [
     "INPUT", "NONE", "REAL", "ROUNDED", "UNKNOWN", "Affine", "Call", "Choice", "Composite", "DualLayer", "Facts", "Field",
-    "Guarantee",    "Interval", "Offsets", "Piece", "PiecewiseLinear", "Relaxed", "RuleSample", "Slopes", "Slot", "Smooth", "cases", "choose",
-    "elementwise", "is_held", "is_shape_query", "keys_of", "lookup", "nearest", "probabilistic", "register", "register_held",
-    "register_shape_query", "registered_rules", "spelling",
+    "Guarantee", "Interval", "Offsets", "Piece", "PiecewiseLinear", "Relaxed", "RuleSample", "Slopes", "Slot", "Smooth",
+    "cases", "choose", "elementwise", "is_held", "is_shape_query", "keys_of", "lookup", "nearest", "probabilistic", "register",
+    "register_held", "register_shape_query", "registered_rules", "spelling",
 ]

@@ -142,8 +142,8 @@ class Slopes:
 class Field:
     """How an operator's outputs reach into its input, ``[batch, channels, *spatial]``, alike at every position.
 
-    Along each spatial axis output position ``i`` depends on input positions ``stride * i - padding`` and the ``extent - 1`` that
-    follow; those beyond the input's ends count as zero.
+    Along each spatial axis output position ``i`` depends on input position ``stride * i - padding`` and the ``extent - 1`` that
+    follow it; those beyond the input's ends count as zero.
     """
 
     extent: tuple[int, ...]

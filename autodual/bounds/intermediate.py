@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from autodual.bounds.backward import Deviation, backward
 from autodual.bounds.forward import NoiseSymbols
-from autodual.bounds.pairs import PairWalk, walks_in_pairs
+from autodual.bounds.pairs import PairWalk, choose_walk
 from autodual.bounds.projected import Projections
 from autodual.bounds.run import ROUNDINGS, Lines, Run, identity_rows, meet
 from autodual.errors import AutoDualError, SpecificationError
@@ -34,6 +34,7 @@ def relax(run: Run, method: Method, target: str) -> Projections | None:
     """
     ancestors = run.needed(target)
     run.strict = not isinstance(method, IBP) and method.strict
+    run.rows = method.rows if isinstance(method, (Dual, Adaptive)) else "auto"
     forward = _forward_walk(run, method, target)
     for name in run.program.relaxed:
         if name not in ancestors:
@@ -189,8 +190,9 @@ def _from_rows(run: Run, name: str, method: Dual | Adaptive) -> tuple[Interval, 
     width, value = run.features(name), run.values[name]
     if not len(rows):
         return run.hull(name), "interval, stable"
-    if run.rows != "dense" and walks_in_pairs(run, name):
-        return _from_pairs(run, name, wanted)
+    walk = choose_walk(run, name, wanted)
+    if walk is not None:
+        return _from_pairs(run, name, walk)
 
     def seeds(part: Tensor) -> Tensor:
         return run.layouts[name].node(identity_rows(width, part, value), _shared_shape(run, name), lead=1)
@@ -204,8 +206,7 @@ def _from_rows(run: Run, name: str, method: Dual | Adaptive) -> tuple[Interval, 
     return _merge(run, name, wanted, rows, lower, upper), how
 
 
-def _from_pairs(run: Run, name: str, wanted: Tensor) -> tuple[Interval, str]:
-    walk = PairWalk(run, name, wanted, windows=run.rows != "whole")
+def _from_pairs(run: Run, name: str, walk: PairWalk) -> tuple[Interval, str]:
     pairs, *deviations = walk.bounds()
     hull, reference = run.hull(name), run.examples(name, run.values[name])[pairs]
     ends = []

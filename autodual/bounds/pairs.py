@@ -21,12 +21,14 @@ from torch.utils.checkpoint import checkpoint
 from autodual.bounds.run import Run, identity_rows
 from dual_layers import Field
 
-_PIECE = 2**20
+PIECE = 2**21
 """Bytes of the largest tensor of a chunk of pairs: small enough to stay in a core's cache."""
-_DENSER = 8
+DENSER = 8
 """A convolution of windows is one matrix product where that takes at most so many times as many multiplications."""
-_LARGEST_MAP = 2**22
+LARGEST_MAP = 2**22
 """Elements that the matrix of such a product may have."""
+GATHERING = 1.5
+"""What an element of a pair costs, whose lines must be gathered, in elements of a dense row."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,26 @@ def _fits(run: Run, name: str) -> bool:
     return layer.facts.positionwise and run.layouts[name].factor == 1
 
 
+def choose_walk(run: Run, name: str, wanted: Tensor) -> PairWalk | None:
+    """Return the walk for some rows of a node that visits the fewest elements, or None where that is the dense one.
+
+    Args:
+        run: its ``rows`` may force the choice.
+        name: the node.
+        wanted: which elements of which examples need a row, ``[batch, features]`` bool.
+    """
+    if run.rows == "dense" or not walks_in_pairs(run, name):
+        return None
+    walk = PairWalk(run, name, wanted, windows=run.rows != "whole")
+    if run.rows != "auto":
+        return walk
+    pairs, dense = int(wanted.sum()), int(wanted.any(0).sum()) * run.batch
+    whole, window = sum(run.features(each) for each in walk.behind_relaxed), walk.visits()
+    if window is not None and window < whole:
+        return walk if GATHERING * pairs * window < dense * whole else None
+    return PairWalk(run, name, wanted, windows=False) if GATHERING * pairs < dense else None
+
+
 class PairWalk:
     """Rows of some elements of a node, each for one example.
 
@@ -103,14 +125,15 @@ class PairWalk:
 
     def __init__(self, run: Run, target: str, wanted: Tensor, *, windows: bool = True) -> None:
         self.run, self.target, self.wanted = run, target, wanted
+        run.settle()  # what is recomputed in a backward pass must find the same cached values as the first time
         self.one = run if run.batch == 1 else run.template
         self.grid = self._shape(target)[1:] if windows and self._has_axes(target) else None
-        self.largest = "whole rows"
         if self.grid is not None and not self._begins_with_a_window():
             self.grid = None
+        self.largest = "whole rows"
         self._maps: dict[tuple[str, tuple[int, ...]], Tensor | None] = {}
         self._diagonals: dict[str, tuple[Tensor, ...] | None] = {}
-        self._peak = 1
+        self._peak, self._visited = 1, 0
 
     def bounds(self) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
         """Return the pairs, as examples and elements, and how far each may deviate from its reference, below and above."""
@@ -154,7 +177,9 @@ class PairWalk:
         value = self.run.values[self.target]
         if self.grid is not None:
             channels = self._shape(self.target)[0]
-            eye = torch.eye(channels, dtype=value.dtype, device=value.device).reshape(channels, channels, *(1 for _ in self.grid))
+            eye = torch.eye(channels, dtype=value.dtype, device=value.device).reshape(
+                channels, channels, *(1 for _ in self.grid)
+            )
             rows = Rows(eye, Place((1,) * len(self.grid), (0,) * len(self.grid)))
             yield torch.arange(channels, device=value.device), self._frontier(rows)
             return
@@ -165,7 +190,7 @@ class PairWalk:
 
     def _frontier(self, rows: Rows) -> Frontier:
         """Walk templates back to the nodes where rows begin to depend on the example, or on the position."""
-        program, stops = self.run.program, self._behind_relaxed
+        program, stops = self.run.program, self.behind_relaxed
         pending, found = {self.target: [rows]}, {}
         for name in reversed(self.run.order[: self.run.order.index(self.target) + 1]):
             arrived = pending.pop(name, [])
@@ -181,8 +206,17 @@ class PairWalk:
                 pending.setdefault(parent, []).append(part)
         return found
 
+    def visits(self) -> int | None:
+        """Return how many elements one pair's windows visit on their way, or None where there are no windows."""
+        if self.grid is None:
+            return None
+        (_, frontier), none = next(self._templates()), self.wanted.new_zeros(0, dtype=torch.long)
+        self._walk(self._chunk((none, none, none)), frontier)
+        return self._visited
+
     @cached_property
-    def _behind_relaxed(self) -> set[str]:
+    def behind_relaxed(self) -> set[str]:
+        """Nodes that rows reach as pairs: those that a relaxed node reads, directly or not."""
         needed, found = self.run.needed(self.target), set()
         for name in needed:
             if name in self.run.program.rules and not self.run.layers[name].facts.affine:
@@ -206,8 +240,8 @@ class PairWalk:
     # Chunks of pairs.
 
     def _chunks(self, pairs: tuple[Tensor, Tensor, Tensor], frontier: Frontier) -> Iterator[tuple[Tensor, Tensor]]:
-        self._walk(self._chunk(tuple(part[:0] for part in pairs)), frontier)  # no pairs: finds out how large one gets
-        size = max(1, min(_PIECE, self.run.budget) // (self._peak * self.wanted.element_size() * 4))
+        self._walk(self._chunk(tuple(part[:0] for part in pairs)), frontier)  # no pairs: tells how large one gets
+        size = max(1, min(PIECE, self.run.budget) // (self._peak * self.wanted.element_size() * 4))
         whole = len(pairs[0]) <= size
         for part in zip(*(index.split(size) for index in pairs), strict=True):
             chunk = self._chunk(part)
@@ -229,7 +263,7 @@ class PairWalk:
 
     def _walk(self, chunk: Chunk, frontier: Frontier) -> tuple[Tensor, Tensor]:
         """Walk a chunk of pairs from the frontier to the inputs; lines that are not parallel need the negative rows too."""
-        run = self.run
+        run, self._visited = self.run, 0
         needed = run.needed(self.target)
         if all(lines.two_sided for name, lines in run.lines.items() if name in needed):
             return self._ends(chunk, frontier)
@@ -299,7 +333,9 @@ class PairWalk:
         if not lines.slopes.parallel:
             table, index = self._table(name, upper, shape[1:], rows.place, chunk)
             slope = torch.where(rows.nu > 0, slope, table[index].unflatten(1, shape[1:]))
-        return (replace(rows, nu=rows.nu * slope, clean=True),)
+        result = replace(rows, nu=rows.nu * slope, clean=True)
+        self._note(result)
+        return (result,)
 
     def _through_affine(self, name: str, rows: Rows, chunk: Chunk | None) -> tuple[Rows, ...] | None:
         """Pull rows through an affine node; without a chunk they are templates, and None says that they stay so no longer."""
@@ -351,7 +387,7 @@ class PairWalk:
             layer, width = self.one.layers[name], math.prod(shape)
             channels = self._shape(self.run.program.parents[name][0])[0]
             window = math.prod((n - 1) * s + e for n, s, e in zip(shape[1:], field.stride, field.extent, strict=True))
-            dense = window <= _DENSER * math.prod(field.extent) and width * channels * window <= _LARGEST_MAP
+            dense = window <= DENSER * math.prod(field.extent) and width * channels * window <= LARGEST_MAP
             value = self.run.values[name]
             eye = torch.eye(width if dense else 0, dtype=value.dtype, device=value.device)
             self._maps[name, shape] = layer.pull_windows(eye.reshape(-1, *shape)).flatten(1) if dense else None
@@ -373,7 +409,9 @@ class PairWalk:
                 self._diagonals[name] = tuple(None if bool((factor == 1).all()) else factor for factor in factors)
         return self._diagonals[name]
 
-    def _scaled(self, rows: Rows, factors: tuple[Tensor | None, ...], name: str, chunk: Chunk | None) -> tuple[Rows, ...] | None:
+    def _scaled(
+        self, rows: Rows, factors: tuple[Tensor | None, ...], name: str, chunk: Chunk | None
+    ) -> tuple[Rows, ...] | None:
         result = []
         for factor in factors:
             if factor is None:
@@ -464,8 +502,8 @@ class PairWalk:
     def _note(self, *rows: Rows) -> None:
         for each in rows:
             size = math.prod(each.nu.shape[1:])
-            if size > self._peak:
-                self._peak = size
+            self._peak = max(self._peak, size)
+            self._visited += size * each.owned
             if each.place is not None:
                 self.largest = f"windows up to {'x'.join(map(str, each.nu.shape[2:]))}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +15,7 @@ from autodual.compile import Enclosure, Program
 from autodual.errors import AutoDualError
 from autodual.estimators import Sampling
 from autodual.layout import Layout
+from autodual.methods import RowLayout
 from autodual.primal import evaluate
 from autodual.regions import Region
 from dual_layers import DualLayer, Interval, Slopes
@@ -70,8 +71,8 @@ class Run:
         claim: whether something will be claimed of the result; a loss claims nothing.
         strict: whether boxes stay as the formulas give them, but for inputs of operators that jump; the allowance alone covers
             rounding then.
-        rows: how hidden rows are walked: in pairs of an example and an element, in windows where that is possible
-            (``windows``) or not (``whole``), or every row in every example (``dense``). The numbers agree.
+        rows: how hidden rows are walked: every row in every example (``dense``), or pairs of an example and an element, in
+            windows where that is possible (``windows``) or not (``whole``). By default what visits the fewest elements.
         boxes: bounds of the nodes that needed them, filled in topological order.
         hulls: interval bounds, filled on demand.
         lines: the relaxation of every nonlinear node, filled in topological order.
@@ -89,7 +90,7 @@ class Run:
     sharing: bool = True
     claim: bool = True
     strict: bool = False
-    rows: Literal["windows", "whole", "dense"] = "windows"
+    rows: RowLayout = "auto"
     boxes: dict[str, Interval] = field(default_factory=dict)
     hulls: dict[str, Interval] = field(default_factory=dict)
     lines: dict[str, Lines] = field(default_factory=dict)
