@@ -23,7 +23,7 @@ from dual_layers import Field
 
 PIECE = 2**21
 """Bytes of the largest tensor of a chunk of pairs: small enough to stay in a core's cache."""
-DENSER = 8
+DENSER = 6
 """A convolution of windows is one matrix product where that takes at most so many times as many multiplications."""
 LARGEST_MAP = 2**22
 """Elements that the matrix of such a product may have."""
