@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autodual.accounting import Accountant
 from autodual.bounds.bound import bound_rows
 from autodual.bounds.run import Run
 from autodual.domains import violations
@@ -193,8 +194,9 @@ class BoundModule(nn.Module):
             for good, bad in zip(certified.tolist(), wrong.tolist(), strict=True)
         )
         sampling = None if run is None else run.sampling
+        accountant, text = Accountant(self._preparation.problem, problem, self.memory_budget), repr(region)
         return Report(
-            certified, verdict, predicted, y, margins, allowance, guarantee, options, repr(region), unbounded, sampling
+            certified, verdict, predicted, y, margins, allowance, guarantee, options, text, unbounded, sampling, accountant
         )
 
     @_outside_inference
