@@ -59,6 +59,7 @@ class Accountant:
         """
         method = _splittable(report)
         arguments, regions, place = alone(self.problem, example)
+        value, allowance = float(report.margins[example, target]), float(report.allowance[example, target])
         with torch.inference_mode(False), torch.enable_grad():
             growth = torch.zeros((), dtype=torch.float64, requires_grad=True)
             radii = _radii(arguments, regions, place)
@@ -66,22 +67,20 @@ class Accountant:
             with torch.set_grad_enabled(bool(radii)):
                 run = self.prepare(arguments, grown).run(self.budget)
                 walk = _walk(run, method, report.y[example], target, place)
-            value, allowance = float(report.margins[example, target]), float(report.allowance[example, target])
             _check(walk, method, value, allowance, f"example {example} to class {target}")
-            sensitivity = _sensitivity(walk, growth, radii, value) if radii else None
-        return Account(
-            example,
-            int(report.y[example]),
-            target,
-            value,
-            allowance,
-            walk.reference,
-            _entries(walk),
-            sensitivity,
-            report.method,
-            report.region,
-            report.guarantee,
-        )
+            return Account(
+                example=example,
+                y=int(report.y[example]),
+                target=target,
+                margin=value,
+                allowance=allowance,
+                reference=walk.reference,
+                entries=_entries(walk),
+                sensitivity=_sensitivity(walk, growth, radii, value) if radii else None,
+                method=report.method,
+                region=report.region,
+                guarantee=report.guarantee,
+            )
 
 
 @dataclass(frozen=True)
@@ -270,8 +269,8 @@ def _of_example(walk: Walk, name: str, value: Tensor) -> Tensor:
 def _sensitivity(walk: Walk, growth: Tensor, radii: list[Tensor], margin: float) -> Sensitivity:
     """Differentiate the margin by the radius: through everything, and at the lines as they are."""
     total, fixed = _slope(walk.walked, growth), _slope(_at_fixed_lines(walk), growth)
-    numbers = {float(eps) for eps in radii if eps.numel() == 1}
-    (eps,) = numbers if len(numbers) == 1 and all(eps.numel() == 1 for eps in radii) else (None,)
+    numbers = {number for eps in radii for number in eps.unique().tolist()}
+    eps = numbers.pop() if len(numbers) == 1 else None
     crossing = None if eps is None or total == 0 else eps - margin / total
     return Sensitivity(total, fixed, eps, crossing if crossing is not None and crossing > 0 else None)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -138,7 +140,7 @@ def test_several_inputs(regions):
 
 def test_what_is_projected_adds_up_where_the_last_rows_are_walked_back():
     net, x, y = problem()
-    for method in (Projected(r=10), Projected(r=10, estimator="tightest", heavy=0)):
+    for method in (Projected(r=10), Projected(r=10, estimator="order", heavy=0)):
         report = net.verify(x, y, LInf(0.1), method)
         assert_adds_up(report.explain(2), report)
     assert "estimate  " in str(net.verify(x, y, LInf(0.1), Projected(r=20)).explain(2))
@@ -233,11 +235,28 @@ def test_a_radius_per_element_has_a_derivative_but_no_crossing():
 
 def test_a_region_of_one_point_takes_nothing():
     net = autodual.certify(nn.Sequential(nn.Linear(4, 3)).double())
-    with torch.inference_mode():
-        account = net.verify(torch.rand(2, 4).double(), [0, 1], LInf(0.0)).explain(1)
+    account = net.verify(torch.rand(2, 4).double(), [0, 1], LInf(0.0)).explain(1)
     assert account.lost == 0
     assert account.share(0.0) == 0.0
     assert account.margin == pytest.approx(account.reference)
+
+
+def test_inference_mode_changes_nothing():
+    net, x, y = problem()
+    plain = net.verify(x, y, LInf(0.1)).explain(1)
+    with torch.inference_mode():
+        account = net.verify(x, y, LInf(0.1)).explain(1)
+    assert str(account) == str(plain)
+
+
+def test_batch_statistics_are_those_of_the_whole_batch():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).double()
+    net, x = autodual.certify(model), torch.rand(5, 4).double()
+    report = net.verify(x, [0, 1, 2, 0, 1], LInf(0.05))
+    account = report.explain(3)
+    assert_adds_up(account, report)
+    assert account.outcome == "estimate"
 
 
 def test_the_whole_batch_explains_an_example_where_it_cannot_be_taken_alone():
@@ -318,8 +337,7 @@ def test_the_table():
     assert f"{account.margin:.4f}" in text
 
 
-@pytest.mark.parametrize("method", ["dual", "interval"])
-@pytest.mark.parametrize("kind", [mlp, Residual])
+@pytest.mark.parametrize(("kind", "method"), [(Residual, "dual"), (mlp, "interval")])
 def test_a_picture_is_written(kind, method, tmp_path):
     net, x, y = problem(kind)
     path = net.verify(x, y, LInf(0.05), method).explain(0).draw(tmp_path / "account.png")
@@ -331,3 +349,13 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match="pip install 'autodual\\[plot\\]'"):
         net.verify(x, y, LInf(0.05)).explain(0).draw("never.png")
+
+
+def test_the_page_shows_what_its_code_prints(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "explaining.md").read_text()
+    code, shown = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", page, flags=re.S).groups()
+    exec(compile(code, "explaining.md", "exec"), {})
+    words = [re.sub(r"-?\d+\.\d+%?", "#", text).split() for text in (capsys.readouterr().out, shown)]
+    assert words[0] == words[1]  # but for the numbers, whose last digits may differ
+    assert (tmp_path / "account.png").exists()
