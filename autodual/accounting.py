@@ -6,7 +6,8 @@ less for every relaxed node
     sum over its elements of  -(lower [nu]_+ + upper [nu]_-)  >=  0
 
 with ``lower <= 0 <= upper`` the node's lines at the reference point and ``nu`` the row that arrives there. So one walk that
-keeps what arrives splits the bound, whichever way the lines were chosen.
+keeps what arrives splits the bound, whichever way the lines were chosen: every walk from the output is noted while the margins
+are bounded again, and of those that carry the row in question the tightest is taken.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from torch import Tensor
 
 from autodual.account import Account, Entry, Sensitivity
 from autodual.bounds.backward import backward
-from autodual.bounds.bound import bound_rows
 from autodual.bounds.run import Run
 from autodual.errors import SpecificationError
 from autodual.explain import explain
@@ -42,14 +42,14 @@ class Accountant:
     """Explains the margins of a report by asking the same question again, of the model as it is now.
 
     Attributes:
-        prepare: makes a problem of arguments and regions.
         problem: what was verified.
-        budget: as for ``Run``.
+        prepare: makes a problem of arguments and regions.
+        margins: bounds the margins of a problem as ``verify`` does; its argument ``walks`` notes every walk from the output.
     """
 
-    prepare: Callable[[Mapping[str, Any], Mapping[str, Region]], Problem]
     problem: Problem
-    budget: int
+    prepare: Callable[[Mapping[str, Any], Mapping[str, Region]], Problem]
+    margins: Callable[..., tuple[Tensor, Tensor, Tensor, Run]]
 
     def __call__(self, report: Report, example: int, target: int) -> Account:
         """Explain the margin of one example to one class.
@@ -57,26 +57,28 @@ class Accountant:
         Raises:
             SpecificationError: the margin is another one now, or is not computed from parts.
         """
-        method = _splittable(report)
-        arguments, regions, place = alone(self.problem, example)
-        value, allowance = float(report.margins[example, target]), float(report.allowance[example, target])
+        arguments, regions, numbers = alone(self.problem, example)
+        place, y = example - numbers.start, report.y[numbers.start : numbers.stop]
         with torch.inference_mode(False), torch.enable_grad():
             growth = torch.zeros((), dtype=torch.float64, requires_grad=True)
             radii = _radii(arguments, regions, place)
             grown = {name: _grown(region, arguments[name], growth) for name, region in regions.items()}
+            walks: list[tuple[Run, Tensor]] = []
             with torch.set_grad_enabled(bool(radii)):
-                run = self.prepare(arguments, grown).run(self.budget)
-                walk = _walk(run, method, report.y[example], target, place)
-            _check(walk, method, value, allowance, f"example {example} to class {target}")
+                problem = self.prepare(arguments, grown)
+                margins, _, _, run = self.margins(problem, y, _repeated(report), walks=walks)
+                row = margin_rows(y, problem.outputs, problem.like)[place, target]
+                walk = _tightest(run, walks, row, place)
+            _check(report, example, target, float(margins[place, target].detach()), walk)
             return Account(
                 example=example,
                 y=int(report.y[example]),
                 target=target,
-                margin=value,
-                allowance=allowance,
-                reference=walk.reference,
+                margin=float(report.margins[example, target]),
+                allowance=float(report.allowance[example, target]),
+                reference=float(walk.reference.detach()),
                 entries=_entries(walk),
-                sensitivity=_sensitivity(walk, growth, radii, value) if radii else None,
+                sensitivity=_sensitivity(walk, growth, radii) if radii else None,
                 method=report.method,
                 region=report.region,
                 guarantee=report.guarantee,
@@ -85,42 +87,40 @@ class Accountant:
 
 @dataclass(frozen=True)
 class Walk:
-    """One row that was bounded and walked back.
+    """One row that was walked back from the output.
 
     Attributes:
         run: with its lines.
         place: the example's number in the run.
         reference: the row's value at the reference point.
-        bound: its bound as ``bound_rows`` gives it.
-        walked: its bound as the walk gives it, with its gradient.
+        bound: its lower bound.
         arrived: the rows that reached sources and relaxed nodes.
     """
 
     run: Run
     place: int
-    reference: float
-    bound: float
-    walked: Tensor
+    reference: Tensor
+    bound: Tensor
     arrived: Mapping[str, Tensor]
 
 
-def alone(problem: Problem, example: int) -> tuple[dict[str, Any], dict[str, Region], int]:
+def alone(problem: Problem, example: int) -> tuple[dict[str, Any], dict[str, Region], range]:
     """Cut one example out of a problem, or keep the whole batch where that is not known to be the same.
 
     Returns:
-        Arguments, regions, and the example's number among these.
+        Arguments, regions, and the numbers of the examples that these hold.
     """
     layouts = problem.placement.layouts
     batched = {node.operator: layouts[node.name] for node in problem.program.graph.inputs if node.name in layouts}
     regions = {name: _cut(region, problem.arguments[name], example) for name, region in problem.regions.items()}
     mixes = problem.program.has_batch_statistics or problem.placement.alone is not None
     if mixes or None in regions.values() or any(layout.factor > 1 for layout in batched.values()):
-        return dict(problem.arguments), dict(problem.regions), example
+        return dict(problem.arguments), dict(problem.regions), range(problem.batch)
     arguments = {
         name: value.narrow(batched[name].axis, example, 1) if name in batched else value
         for name, value in problem.arguments.items()
     }
-    return arguments, regions, 0
+    return arguments, regions, range(example, example + 1)
 
 
 def _cut(region: Region, x: Tensor, example: int) -> Region | None:
@@ -140,19 +140,9 @@ def _cut(region: Region, x: Tensor, example: int) -> Region | None:
     return type(region)(eps[example : example + 1] if per_example else cut(region.eps), domain)
 
 
-def _splittable(report: Report) -> Method:
-    """Return the method that repeats a report's margins.
-
-    Raises:
-        SpecificationError: these are no sums of parts.
-    """
-    method, classes = report.method, report.margins.shape[1]
-    if isinstance(method, Projected) and not method.bounding and not (method.last_exact and classes <= method.r):
-        raise SpecificationError(
-            f"{method} reads margins off random projections, so that no parts add up to them: take last_exact=True and r of at "
-            f"least {classes}, the number of classes"
-        )
-    return method if report.sampling is None else replace(method, seed=report.sampling.seed)
+def _repeated(report: Report) -> Method:
+    """Return the method that repeats a report's margins: with the random numbers that it drew, if it did."""
+    return report.method if report.sampling is None else replace(report.method, seed=report.sampling.seed)
 
 
 def _radii(arguments: Mapping[str, Any], regions: Mapping[str, Region], place: int) -> list[Tensor]:
@@ -170,39 +160,54 @@ def _grown(region: Region, x: Tensor, growth: Tensor) -> Region:
     return region.with_eps(as_limit(region.eps, x).detach() + growth.to(x.dtype)) if isinstance(region, Ball) else region
 
 
-def _walk(run: Run, method: Method, y: Tensor, target: int, place: int) -> Walk:
-    """Bound ``f_y - f_target`` and walk its row back."""
-    output, value = run.program.graph.output, run.values[run.program.graph.output]
-    classes = run.features(output) if output in run.layouts else value.shape[-1]
-    row = margin_rows(y[None].to(value.device), classes, value)[0, target]
-    lower = bound_rows(run, method, row[None], lower_only=True)[0]
-    bound = float(lower[place, 0].detach())
+def _tightest(run: Run, walks: list[tuple[Run, Tensor]], row: Tensor, place: int) -> Walk | None:
+    """Walk a row back through the lines of every run that carried it, and return the best; None if there was none.
+
+    Args:
+        run: the run that was asked.
+        walks: runs and rows that were walked back from the output. A run of other examples than ``run`` repeats its only one.
+        row: the row.
+        place: the example's number in ``run``.
+    """
+    output, found = run.program.graph.output, {}
     if output not in run.order:  # it depends on nothing that moves
-        return Walk(run, place, bound, bound, lower[place, 0], {})
-    reference, arrived = run.examples(output, value)[place] @ row, {}
-    seed = run.node(output, row.expand(1, run.batch, -1), lead=1)
-    walked = reference + backward(run, output, seed, arrived=arrived).lower[0, place]
-    return Walk(run, place, float(reference.detach()), bound, walked, arrived)
+        reference = run.values[output].reshape(-1, len(row)).expand(run.batch, -1)[place] @ row
+        return Walk(run, place, reference, reference, {})
+    for own, nu in tuple(walks):
+        rows = own.examples(output, own.expand(output, nu), lead=1)
+        carried = (rows == row).all(-1).nonzero().tolist()
+        found |= {id(own): (own, nu[i : i + 1], n) for i, n in carried if n == place or (run.batch == 1 and own.batch > 1)}
+    every = (_walked(own, nu, row, n) for own, nu, n in found.values())
+    # Slopes may have been sought without gradients: of two walks through the same lines take the one that has them.
+    return max(
+        every, key=lambda walk: (walk.bound.requires_grad, float(walk.bound.detach().nan_to_num(-torch.inf))), default=None
+    )
 
 
-def _check(walk: Walk, method: Method, value: float, allowance: float, which: str) -> None:
-    """See that the walk gives the bound, and the bound is the report's.
+def _walked(run: Run, nu: Tensor, row: Tensor, place: int) -> Walk:
+    output, arrived = run.program.graph.output, {}
+    reference = run.examples(output, run.values[output])[place] @ row
+    return Walk(run, place, reference, reference + backward(run, output, nu, arrived=arrived).lower[0, place], arrived)
+
+
+def _check(report: Report, example: int, target: int, now: float, walk: Walk | None) -> None:
+    """See that the margin is still the report's, and that the walk gives it.
 
     Raises:
         SpecificationError: one of them is not so.
     """
-    walked = float(walk.walked.detach())
-    tolerance = allowance + ROUNDOFFS * torch.finfo(walk.walked.dtype).eps * (2 * abs(walk.reference) + abs(walked))
-    if not abs(walk.bound - value) <= tolerance:
+    reported, which = float(report.margins[example, target]), f"the margin of example {example} to class {target}"
+    walked = float("nan") if walk is None else float(walk.bound.detach())
+    size = abs(reported) + (0.0 if walk is None else 2 * abs(float(walk.reference.detach())))
+    tolerance = float(report.allowance[example, target]) + ROUNDOFFS * torch.finfo(report.margins.dtype).eps * size
+    if not abs(now - reported) <= tolerance:
         raise SpecificationError(
-            f"the margin of {which} is {walk.bound:.6g} now, the report has {value:.6g}: the model, the input or the region "
-            "was changed since; call verify again"
+            f"{which} is {now:.6g} now, the report has {reported:.6g}: the model, the input or the region was changed since; "
+            "call verify again"
         )
-    if not abs(walked - walk.bound) <= tolerance:
-        raise SpecificationError(
-            f"the margin of {which} by {method} cannot be split: {walk.bound:.6g} is not what its row gives when it is walked "
-            f"back, {walked:.6g}"
-        )
+    if not abs(walked - reported) <= tolerance:
+        advice = f": take last_exact=True and r >= {report.margins.shape[1]}" if isinstance(report.method, Projected) else ""
+        raise SpecificationError(f"{which} is not made of parts: {report.method} does not walk its row back{advice}")
 
 
 def _entries(walk: Walk) -> tuple[Entry, ...]:
@@ -266,18 +271,18 @@ def _of_example(walk: Walk, name: str, value: Tensor) -> Tensor:
     return walk.run.examples(name, value)[walk.place].reshape(shape)
 
 
-def _sensitivity(walk: Walk, growth: Tensor, radii: list[Tensor], margin: float) -> Sensitivity:
+def _sensitivity(walk: Walk, growth: Tensor, radii: list[Tensor]) -> Sensitivity:
     """Differentiate the margin by the radius: through everything, and at the lines as they are."""
-    total, fixed = _slope(walk.walked, growth), _slope(_at_fixed_lines(walk), growth)
+    total, fixed = _slope(walk.bound, growth), _slope(_at_fixed_lines(walk), growth)
     numbers = {number for eps in radii for number in eps.unique().tolist()}
     eps = numbers.pop() if len(numbers) == 1 else None
-    crossing = None if eps is None or total == 0 else eps - margin / total
+    crossing = None if eps is None or total == 0 else eps - float(walk.bound.detach()) / total
     return Sensitivity(total, fixed, eps, crossing if crossing is not None and crossing > 0 else None)
 
 
 def _at_fixed_lines(walk: Walk) -> Tensor:
     """Return the part of the bound in which the region is seen while the lines stay: ``nu . centre - excess``."""
-    run, total = walk.run, walk.walked.new_zeros(())
+    run, total = walk.run, walk.bound.new_zeros(())
     for name in set(run.program.sources) & set(walk.arrived):
         region, x, nu = run.regions[name], run.given[name], run.expand(name, walk.arrived[name]).detach()
         below = region.excess(x, nu if region.symmetric else -nu)[0, walk.place]

@@ -144,7 +144,7 @@ def test_what_is_projected_adds_up_where_the_last_rows_are_walked_back():
         report = net.verify(x, y, LInf(0.1), method)
         assert_adds_up(report.explain(2), report)
     assert "estimate  " in str(net.verify(x, y, LInf(0.1), Projected(r=20)).explain(2))
-    with pytest.raises(SpecificationError, match="r of at least 3, the number of classes"):
+    with pytest.raises(SpecificationError, match="does not walk its row back: take last_exact=True and r >= 3"):
         net.verify(x, y, LInf(0.1), Projected(r=20, last_exact=False)).explain(0)
 
 
