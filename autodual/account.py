@@ -189,13 +189,15 @@ class Account:
 
 def _ledger(account: Account) -> list[tuple[str, ...]]:
     """Return the rows of the table: the reference, what is taken, the margin that is left."""
+    largest = max(abs(account.reference), abs(account.margin), 1e-30)
+    digits = max(0, 4 - math.floor(math.log10(largest)))
     rows = [("", "margin", "operator", "share", "elements", "half in", "source")]
-    rows.append(("at the centre", f"{account.reference:.4f}", "", "", "", "", ""))
+    rows.append(("at the centre", f"{account.reference:.{digits}f}", "", "", "", "", ""))
     for entry in account.entries:
         counted = f"{'?' if entry.contributing is None else entry.contributing} of {entry.elements}"
         half, share = "" if entry.half is None else str(entry.half), f"{account.share(entry.amount):.1%}"
-        rows.append((entry.node, f"{-entry.amount:.4f}", entry.operator, share, counted, half, entry.source))
-    rows.append((account.outcome, f"{account.margin:.4f}", "", "", "", "", ""))
+        rows.append((entry.node, f"{-entry.amount:.{digits}f}", entry.operator, share, counted, half, entry.source))
+    rows.append((account.outcome, f"{account.margin:.{digits}f}", "", "", "", "", ""))
     return rows
 
 

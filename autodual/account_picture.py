@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK, KEPT, LOST, REGION, GRID = "#1f2430", "#1b7f6b", "#c8452f", "#5b7db1", "#e6e8ec"
+CURVES = 7
+"""How many entries, those that take most, have a curve of their own."""
+
 SMALLEST = 4
 """An input with two axes of at least this size is shown as an image."""
 
@@ -67,14 +70,14 @@ def _waterfall(axes: Axes, account: Account) -> None:
     for row, end in zip(rows[:-1], left, strict=True):
         axes.plot([end, end], [row - 0.4, row + 1.4], color=INK, lw=0.6, alpha=0.5)
     axes.axvline(0, color=INK, lw=1.0)
-    taken = (f"-{step:.3g}  ({account.share(step):.0%})" for step in steps)
+    taken = (f"-{step:.3g}  ({account.share(step):.1%})" for step in steps)
     ends = [max(account.reference, 0.0), *left[:-1], max(account.margin, 0.0)]
     for row, end, number in zip(rows, ends, (f"{account.reference:.3g}", *taken, f"{account.margin:.3g}"), strict=True):
         axes.annotate(number, (end, row), (4, 0), textcoords="offset points", va="center")
     axes.set_yticks(rows, names)
     axes.invert_yaxis()
     axes.use_sticky_edges = False
-    axes.margins(x=0.16)
+    axes.margins(x=0.24)
     axes.set(xlabel="margin", title="from the reference point down to the bound")
     _plain(axes)
 
@@ -97,8 +100,9 @@ def _concentration(axes: Axes, account: Account) -> None:
     """Draw how much of its loss each entry's largest elements hold: steep where few elements are to blame."""
     from matplotlib.ticker import PercentFormatter
 
+    least = sorted((entry.amount for entry in account.entries), reverse=True)[:CURVES][-1:]
     for entry, colour in zip(account.entries, _colours(account), strict=True):
-        if entry.contributing:
+        if entry.contributing and entry.amount >= least[0]:
             amounts = entry.amounts.double().flatten().sort(descending=True).values.cpu().numpy()
             count, reached = np.arange(1, len(amounts) + 1), np.cumsum(amounts) / entry.amount
             name = entry.node if entry.is_input else f"{entry.operator}  {entry.node}"

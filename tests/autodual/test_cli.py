@@ -121,7 +121,8 @@ def test_a_margin_is_explained(files, capsys, options):
     assert certify(files, *options, "--eps", "0.01", "0.02", "--explain", "3", "--json", f"{files}/a.json") == 0
     found = re.findall(r"of example 3\n.*?^lower bound +(\S+)", capsys.readouterr().out, flags=re.M | re.S)
     examples = json.loads((files / "a.json").read_text())["examples"]
-    assert found == [f"{example['margin']:.4f}" for example in examples if example["index"] == 3]
+    expected = [example["margin"] for example in examples if example["index"] == 3]
+    assert [float(number) for number in found] == pytest.approx(expected, abs=1e-4)
 
 
 def test_method_options_reach_the_method(files):
