@@ -194,14 +194,15 @@ def margin_at(net, x, y, region, account, method):
     return float(net.verify(x, y, region, method).margins[account.example, account.target])
 
 
-@pytest.mark.parametrize("method", ["dual", "adaptive", "interval"])
 @pytest.mark.parametrize(
-    ("kind", "region"),
+    ("kind", "region", "method"),
     [
-        (mlp, LInf(0.07)),
-        (mlp, LInf(0.07, domain=(0.0, 1.0))),
-        (mlp, L2(0.13, domain=(0.0, 1.0))),
-        (Curved, LInf(0.07, domain=(0.0, 1.0))),
+        (mlp, LInf(0.07), "dual"),
+        (mlp, LInf(0.07), "adaptive"),
+        (mlp, LInf(0.07, domain=(0.0, 1.0)), "interval"),
+        (mlp, LInf(0.07, domain=(0.0, 1.0)), "dual"),
+        (mlp, L2(0.13, domain=(0.0, 1.0)), "dual"),
+        (Curved, LInf(0.07, domain=(0.0, 1.0)), "adaptive"),
     ],
 )
 def test_the_derivative_agrees_with_finite_differences(kind, region, method):
