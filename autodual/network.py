@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autodual.accounting import Accountant
 from autodual.bounds.bound import bound_rows
 from autodual.bounds.run import Run
 from autodual.domains import violations
@@ -193,8 +194,9 @@ class BoundModule(nn.Module):
             for good, bad in zip(certified.tolist(), wrong.tolist(), strict=True)
         )
         sampling = None if run is None else run.sampling
+        accountant, text = Accountant(problem, self._problem, self._margins), repr(region)
         return Report(
-            certified, verdict, predicted, y, margins, allowance, guarantee, options, repr(region), unbounded, sampling
+            certified, verdict, predicted, y, margins, allowance, guarantee, options, text, unbounded, sampling, accountant
         )
 
     @_outside_inference
@@ -330,7 +332,7 @@ class BoundModule(nn.Module):
         return explain(problem.program.graph, self.model, run or self._run(problem))
 
     def _margins(
-        self, problem: Problem, y: Any, method: Method, *, claim: bool = True
+        self, problem: Problem, y: Any, method: Method, *, claim: bool = True, walks: list[tuple[Run, Tensor]] | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Run | None]:
         """Return margins, their float allowance, the labels as a tensor and, unless the batch is empty, the run."""
         if len(problem.output_shape) != 2 or problem.outputs < 2:
@@ -342,6 +344,7 @@ class BoundModule(nn.Module):
         if problem.batch == 0:
             return problem.empty(problem.outputs), problem.empty(problem.outputs), y, None
         spec, run = margin_rows(y, problem.outputs, problem.like), self._run(problem, claim=claim)
+        run.walks = walks
         margins, _, allowance = bound_rows(run, method, spec, lower_only=True)
         own = F.one_hot(y, problem.outputs).bool()
         return margins.masked_fill(own, 0.0), allowance.masked_fill(own, 0.0), y, run

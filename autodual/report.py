@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from autodual.account import Account
+from autodual.errors import SpecificationError
 from autodual.estimators import Sampling
 from autodual.methods import Method
 from dual_layers import NONE, Guarantee
@@ -43,6 +48,7 @@ class Report:
         violations: where a region leaves the domain of an operator, or a value may leave the floats: one text per example
             and operator, with its interval and source line. Such examples are never certified.
         sampling: the random numbers behind the margins: how many, their seed, what was estimated and with what delta.
+        accountant: explains a margin; holds on to the model and the input.
     """
 
     certified: Bool[Tensor, " batch"]
@@ -56,6 +62,43 @@ class Report:
     region: str
     violations: tuple[str, ...] = ()
     sampling: Sampling | None = None
+    accountant: Callable[[Report, int, int], Account] | None = field(default=None, repr=False, compare=False)
+
+    def explain(self, example: int, target: int | None = None) -> Account:
+        """Say where a margin is lost: its value at the reference point, and what the region and each relaxation take from it.
+
+        The margin is computed again from the model, the input and the region, which must not have changed since.
+
+        Args:
+            example: the example's number.
+            target: the class ``j`` of the margin ``f_y - f_j``; by default the one whose margin is worst.
+
+        Returns:
+            An ``Account``; print it, or ``.draw(path)`` a picture.
+
+        Raises:
+            SpecificationError: there is no such example or class, nothing is known of the margin, or it is another one now.
+        """
+        count, classes = self.margins.shape
+        if not 0 <= example < count:
+            raise SpecificationError(f"there is no example {example}: the report has {count}, numbered from 0")
+        y = int(self.y[example])
+        others = self.margins[example].index_fill(0, self.y[example], torch.inf)
+        target = int(others.argmin()) if target is None else target
+        if not 0 <= target < classes or target == y:
+            raise SpecificationError(
+                f"target must be a class from 0 to {classes - 1} other than example {example}'s own, {y}; got {target}"
+            )
+        if self.accountant is None:
+            raise SpecificationError("a report that was copied or stored has lost its model: call verify again")
+        if not others[target].isfinite():
+            blamed = [text for text in self.violations if text.startswith(f"example {example}:")]
+            raise SpecificationError(f"nothing is known of example {example}'s margin to class {target}{_listed(blamed)}")
+        return self.accountant(self, example, target)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the model out of copies and files."""
+        return {**vars(self), "accountant": None}
 
     def summary(self) -> str:
         """Describe the outcome in a few lines."""
@@ -91,6 +134,10 @@ class Report:
     def __str__(self) -> str:
         """Return the summary."""
         return self.summary()
+
+
+def _listed(texts: list[str]) -> str:
+    return "".join(f"; {text}" for text in texts)
 
 
 def why_none(method: Method) -> str:

@@ -16,11 +16,11 @@ EXTRAS = {"autodual.cli": {"rich", "matplotlib"}, "autodual.testing": {"hypothes
 # Each line may import from itself and from the lines above it.
 LEVELS = (
     "dual_layers",
-    "errors estimators graph layout methods regions isolation origins operators primal specification report normalize",
+    "errors estimators graph layout methods regions isolation origins operators primal specification normalize",
     "passes proxies leaves interception symbolic export expand trace",
     "compile validate",
     "bounds",
-    "domains explain radius problem preparation network losses attacks",
+    "account accounting account_picture report domains explain radius problem preparation network losses attacks",
     "training verify certificates",
     "digits support testing",
     "cli",

@@ -58,6 +58,8 @@ def backward(
     zero = torch.zeros(nu.shape[0], run.batch, dtype=nu.dtype, device=nu.device)
     total = Deviation(zero, zero, zero if magnitude else None)
     pending = {target: nu}
+    if run.walks is not None and target == run.program.graph.output:
+        run.walks.append((run, nu))
     for name in reversed(run.order[: run.order.index(target) + 1]):
         nu = pending.pop(name, None)
         if nu is None:

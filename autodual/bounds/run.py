@@ -78,6 +78,7 @@ class Run:
         lines: the relaxation of every nonlinear node, filled in topological order.
         how: per bounded node, how its bounds were found, for ``explain``.
         sampling: the random numbers behind the bounds, if there are any.
+        walks: where it is a list, every walk from the output adds itself: the run that has its lines, and its rows.
     """
 
     program: Program
@@ -96,6 +97,7 @@ class Run:
     lines: dict[str, Lines] = field(default_factory=dict)
     how: dict[str, str] = field(default_factory=dict)
     sampling: Sampling | None = None
+    walks: list[tuple[Run, Tensor]] | None = None
 
     @cached_property
     def values(self) -> dict[str, Any]:

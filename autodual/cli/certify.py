@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import autodual
+from autodual.account import Account
 from autodual.cli import output
 from autodual.cli.common import (
     DTYPES,
@@ -98,6 +99,13 @@ def add_parser(commands: Any) -> None:
     results.add_argument(
         "--require", type=fraction, metavar="FRACTION", help="exit with 1 if less is certified at any eps, e.g. 0.9"
     )
+    results.add_argument(
+        "--explain",
+        type=int,
+        action="append",
+        metavar="I",
+        help="also print where the worst margin of example I (from 0) is lost; may be repeated",
+    )
     results.add_argument("--json", type=Path, metavar="FILE", help="write settings, totals and every example (- for stdout)")
     results.add_argument("--csv", type=Path, metavar="FILE", help="write one line per example and eps (- for stdout)")
     parser.set_defaults(run=run, command="certify")
@@ -111,12 +119,19 @@ def run(arguments: argparse.Namespace) -> int:
         raise CommandError(f"--method {arguments.method} proves nothing: {why_none(method)}")
     output.check_writable(arguments)
     x, y = load_data(arguments)
+    missing = [example for example in arguments.explain or () if not 0 <= example < len(x)]
+    if missing:
+        raise CommandError(f"--explain {missing[0]}: there are {len(x)} examples, numbered from 0")
     method = _settled(method, arguments.option_examples or len(x) * len(arguments.eps))
     net = autodual.certify(load_model(arguments.model, arguments.weights, arguments.dtype, arguments.device))
     outcomes = _evaluate(net, x, y, method, arguments)
     console = require("rich.console", "cli").Console(stderr=output.STDOUT in (arguments.json, arguments.csv))
     console.print(output.table(outcomes, arguments))
     output.write(outcomes, arguments)
+    for example in arguments.explain or ():
+        for eps in arguments.eps:
+            account = _account(net, x, y, method, _region(arguments, eps), example)
+            console.print(f"\n{account}", markup=False, highlight=False, soft_wrap=True)
     if any(outcome.contradictions for outcome in outcomes):
         return 3
     return int(arguments.require is not None and min(outcome.certified for outcome in outcomes) < arguments.require)
@@ -136,14 +151,22 @@ def _evaluate(
     outcomes = []
     with progress_bar() as bar:
         for eps in arguments.eps:
-            region = NORMS[arguments.norm](eps, domain=arguments.domain and tuple(arguments.domain))
-            common = {"region": region, "batch": arguments.batch}
+            common = {"region": _region(arguments, eps), "batch": arguments.batch}
             result = certify(net, x, y, method=method, step=_task(bar, f"certify, eps {eps:g}", len(x)), **common)
             kept = None
             if arguments.attack:
                 kept = survives(net, x, y, steps=arguments.attack, step=_task(bar, f"attack, eps {eps:g}", len(x)), **common)
             outcomes.append(output.Outcome(eps, y.cpu(), result, kept))
     return outcomes
+
+
+def _region(arguments: argparse.Namespace, eps: float) -> autodual.Region:
+    return NORMS[arguments.norm](eps, domain=arguments.domain and tuple(arguments.domain))
+
+
+def _account(net: autodual.BoundModule, x: Tensor, y: Tensor, method: Method, region: autodual.Region, example: int) -> Account:
+    one = slice(example, example + 1)
+    return replace(net.verify(x[one], y[one], region, method).explain(0), example=example)
 
 
 def _task(bar: Any, text: str, total: int) -> Callable[[int], None]:

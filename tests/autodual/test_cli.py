@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import re
 import runpy
 
 import numpy as np
@@ -115,6 +116,15 @@ def test_what_was_drawn_is_written_down(files):
     )
 
 
+@pytest.mark.parametrize("options", [[], ["--method", "projected", "--estimator", "order"]])
+def test_a_margin_is_explained(files, capsys, options):
+    assert certify(files, *options, "--eps", "0.01", "0.02", "--explain", "3", "--json", f"{files}/a.json") == 0
+    found = re.findall(r"of example 3\n.*?^lower bound +(\S+)", capsys.readouterr().out, flags=re.M | re.S)
+    examples = json.loads((files / "a.json").read_text())["examples"]
+    expected = [example["margin"] for example in examples if example["index"] == 3]
+    assert [float(number) for number in found] == pytest.approx(expected, abs=1e-4)
+
+
 def test_method_options_reach_the_method(files):
     assert certify(files, "--strict", "--walk", "forward", "--json", f"{files}/a.json") == 0
     assert json.loads((files / "a.json").read_text())["settings"]["walk"] == "forward"
@@ -204,6 +214,7 @@ def broken_files(files) -> None:
         ({"method": ["projected"], "r": ["1"]}, "must be an integer of at least 3"),
         ({"domain": ["1", "0"]}, "domain"),
         ({"json": ["no/such/folder/a.json"]}, "--json: cannot write no/such/folder/a.json: there is no folder no/such/folder"),
+        ({"explain": ["12"]}, "--explain 12: there are 12 examples, numbered from 0"),
         ({"csv": ["."]}, "--csv: cannot write .: it is a folder"),
         ({"json": ["-"], "csv": ["-"]}, "cannot both go to stdout"),
     ],
