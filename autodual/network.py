@@ -179,7 +179,7 @@ class BoundModule(nn.Module):
         """
         with torch.no_grad():
             options, problem = resolve(method), self._problem(x, region)
-            margins, allowance, y, run = self._margins(problem, y, options)
+            margins, allowance, y, run = self._margins(problem, y, options, until_positive=True)
             predicted = problem.outputs_at_x().argmax(1)
             wrong = (problem.outputs_at_centre().argmax(1) != y) & problem.centre_is_inside()
             certified, unbounded = certified_by(margins, allowance, y), () if run is None else violations(run)
@@ -330,7 +330,7 @@ class BoundModule(nn.Module):
         return explain(problem.program.graph, self.model, run or self._run(problem))
 
     def _margins(
-        self, problem: Problem, y: Any, method: Method, *, claim: bool = True
+        self, problem: Problem, y: Any, method: Method, *, claim: bool = True, until_positive: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, Run | None]:
         """Return margins, their float allowance, the labels as a tensor and, unless the batch is empty, the run."""
         if len(problem.output_shape) != 2 or problem.outputs < 2:
@@ -342,7 +342,7 @@ class BoundModule(nn.Module):
         if problem.batch == 0:
             return problem.empty(problem.outputs), problem.empty(problem.outputs), y, None
         spec, run = margin_rows(y, problem.outputs, problem.like), self._run(problem, claim=claim)
-        margins, _, allowance = bound_rows(run, method, spec, lower_only=True)
+        margins, _, allowance = bound_rows(run, method, spec, lower_only=True, until_positive=until_positive)
         own = F.one_hot(y, problem.outputs).bool()
         return margins.masked_fill(own, 0.0), allowance.masked_fill(own, 0.0), y, run
 

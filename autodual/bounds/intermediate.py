@@ -140,6 +140,16 @@ def _repeats(run: Run, name: str) -> bool:
     return (facts.selection and len(parents) == 1) or (facts.elementwise and grows)
 
 
+def wanted_rows(run: Run, name: str) -> Tensor | None:
+    """Tell which elements of a bounded node may profit from rows that climb, ``[batch, features]``; None where none may be walked.
+
+    Boxes of repeated elements follow their parent's, and those that feed a jump carry an allowance of their own.
+    """
+    if _taken_exactly(run, name, Adaptive()) or _repeats(run, name) or _feeds_a_jump(run, name):
+        return None
+    return _wanted(run, name, Adaptive())
+
+
 def _wanted(run: Run, name: str, method: Dual | Adaptive | Projected) -> Tensor:
     """Tell which elements need more than their interval bounds: ``[batch, features]``."""
     if method.strict:
