@@ -131,6 +131,53 @@ class Optimized(Proof):
                 raise SpecificationError(f"{name} must be an integer of at least 0, got {getattr(self, name)!r}")
 
 
+@dataclass(frozen=True)
+class Auto(Proof):
+    """``"auto"``: interval, dual, adaptive and optimized bounds in turn, each for the examples that are still undecided.
+
+    ``verify``, ``flag``, ``radius`` and ``margins`` leave an example once all its margins are proved to be positive, and give up on
+    one that is misclassified without any perturbation; ``bounds`` without such a question runs all methods for all examples. Every
+    end is the best one seen. ``Report.settled`` says which method settled what. A loss takes the last method at once.
+
+    Attributes:
+        steps: as for ``Optimized``.
+        intermediate: as for ``Optimized``.
+        budget: seconds after which no further method is begun; the results then depend on how fast the computer is.
+
+    Example:
+        >>> import autodual, torch
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 9), torch.nn.ReLU(), torch.nn.Linear(9, 2))
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 3.0]])
+        >>> net = autodual.certify(model)
+        >>> net.verify(x, model(x).argmax(1), autodual.LInf(0.01), method=autodual.Auto(budget=60.0)).settled
+        ('interval', 'interval')
+    """
+
+    steps: int = 20
+    intermediate: int = 0
+    budget: float | None = None
+
+    strict: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        _ = self.best
+        number = isinstance(self.budget, (int, float)) and not isinstance(self.budget, bool)
+        if self.budget is not None and not (number and self.budget >= 0):
+            raise SpecificationError(f"budget must be None or a number of seconds of at least 0, got {self.budget!r}")
+
+    @property
+    def best(self) -> Optimized:
+        """The last method."""
+        return Optimized(self.steps, self.intermediate)
+
+    @property
+    def stages(self) -> tuple[tuple[str, Method], ...]:
+        """The methods by name, in their order."""
+        return ("interval", IBP()), ("dual", Dual()), ("adaptive", Adaptive()), ("optimized", self.best)
+
+
 HEAVY = 200
 """Symbols that a certificate by projections walks exactly, by default."""
 
@@ -249,13 +296,14 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-Method = IBP | Dual | Adaptive | Optimized | Projected
+Method = IBP | Dual | Adaptive | Optimized | Auto | Projected
 
 METHODS: dict[str, type[Method]] = {
     "interval": IBP,
     "dual": Dual,
     "adaptive": Adaptive,
     "optimized": Optimized,
+    "auto": Auto,
     "projected": Projected,
 }
 
@@ -274,3 +322,8 @@ def resolve(method: str | Method) -> Method:
         f'"{name}" ({kind.__name__}({", ".join(f.name for f in fields(kind))}))' for name, kind in METHODS.items()
     )
     raise SpecificationError(f"unknown method {method!r}; known are {known}")
+
+
+def at_once(method: Method) -> Method:
+    """Return the last of several methods, for what cannot be settled one after the other."""
+    return method.best if isinstance(method, Auto) else method

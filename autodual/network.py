@@ -15,7 +15,7 @@ from autodual.bounds.run import Run
 from autodual.domains import violations
 from autodual.errors import SpecificationError, TraceError
 from autodual.explain import Explanation, explain
-from autodual.methods import Method, resolve
+from autodual.methods import Auto, Method, at_once, resolve
 from autodual.preparation import Inputs, Preparation, Regions
 from autodual.problem import Problem, run_model
 from autodual.radius import MOST_STEPS, largest_certified
@@ -162,7 +162,8 @@ class BoundModule(nn.Module):
             ``(batch, classes)``; 0 at ``j = y``. All others positive means: every input of the region gets label y, with
             the method's guarantee (``method.guarantee``), which a plain tensor cannot carry; ``verify`` reports it.
         """
-        return self._margins(self._problem(x, region), y, resolve(method))[0]
+        options = resolve(method)
+        return self._margins(self._problem(x, region), y, options, until_positive=isinstance(options, Auto))[0]
 
     @_outside_inference
     def verify(self, x: Inputs, y: Any, region: Regions, method: str | Method = "dual") -> Report:
@@ -183,6 +184,7 @@ class BoundModule(nn.Module):
             predicted = problem.outputs_at_x().argmax(1)
             wrong = (problem.outputs_at_centre().argmax(1) != y) & problem.centre_is_inside()
             certified, unbounded = certified_by(margins, allowance, y), () if run is None else violations(run)
+            settled = () if run is None else run.settled
             guarantee = problem.guarantee & options.guarantee
             if guarantee == NONE:
                 certified = torch.zeros_like(certified)
@@ -194,7 +196,7 @@ class BoundModule(nn.Module):
         )
         sampling = None if run is None else run.sampling
         return Report(
-            certified, verdict, predicted, y, margins, allowance, guarantee, options, repr(region), unbounded, sampling
+            certified, verdict, predicted, y, margins, allowance, guarantee, options, repr(region), unbounded, sampling, settled
         )
 
     @_outside_inference
@@ -219,7 +221,7 @@ class BoundModule(nn.Module):
         if reduction not in ("mean", "sum", "none"):
             raise SpecificationError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
         problem = self._problem(x, region)
-        margins, _, labels, _ = self._margins(problem, y, resolve(method), claim=False)
+        margins, _, labels, _ = self._margins(problem, y, at_once(resolve(method)), claim=False)
         if problem.program.has_batch_statistics and problem.batch:  # they move once, as in an ordinary training step
             with torch.no_grad():
                 run_model(self.model, problem.arguments)
@@ -296,7 +298,7 @@ class BoundModule(nn.Module):
     @_outside_inference
     def intermediate(self, x: Inputs, region: Regions, method: str | Method = "dual") -> dict[str, Interval]:
         """Return the bounds of every node that needed them (the inputs of nonlinear operators), by node name."""
-        options, problem = resolve(method), self._problem(x, region)
+        options, problem = at_once(resolve(method)), self._problem(x, region)
         if problem.batch == 0:
             raise SpecificationError("an empty batch has no intermediate bounds")
         run = self._run(problem)
@@ -326,7 +328,7 @@ class BoundModule(nn.Module):
         else:
             problem = self._problem(x, region)
             run = self._run(problem)
-            bound_rows(run, resolve(method), None)
+            bound_rows(run, at_once(resolve(method)), None)
         return explain(problem.program.graph, self.model, run or self._run(problem))
 
     def _margins(

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from autodual.bounds.auto import Escalation
 from autodual.bounds.backward import Deviation
 from autodual.bounds.intermediate import allowance, in_chunks, relax
 from autodual.bounds.combined import Combined
 from autodual.bounds.run import Run, meet
-from autodual.methods import Method, Optimized
+from autodual.methods import Auto, Method, Optimized
 from dual_layers import NONE, Interval
 
 
 def bound_rows(
-    run: Run, method: Method, spec: Tensor | None, *, lower_only: bool = False, until_positive: bool = False
+    run: Run,
+    method: Method,
+    spec: Tensor | None,
+    *,
+    lower_only: bool = False,
+    until_positive: bool = False,
+    known: Mapping[type[Method], Run] | None = None,
 ) -> tuple[Float[Tensor, "batch rows"], Float[Tensor, "batch rows"], Float[Tensor, "batch rows"]]:
     """Bound linear functions of the output.
 
@@ -25,6 +35,7 @@ def bound_rows(
         spec: ``(rows, outputs)`` or ``(batch, rows, outputs)``, or None for the outputs themselves.
         lower_only: skip the upper ends where they cost a walk of their own.
         until_positive: stop improving a lower end once it exceeds its float allowance.
+        known: runs of the same examples whose boxes another method has found.
 
     Returns:
         lower, upper and float allowance (0 where nothing is claimed), each ``(batch, rows)``; NaN is replaced by what it
@@ -33,7 +44,10 @@ def bound_rows(
     output = run.program.graph.output
     if output not in run.program.rules and output not in run.program.sources:
         return _constant(run, output, spec)
-    combined = Combined(run, method, output) if isinstance(method, Optimized) else None
+    if isinstance(method, Auto):
+        turns = Escalation(run, method, until_positive=until_positive, lower_only=lower_only)
+        return turns.bounds(spec, partial(bound_rows, lower_only=lower_only, until_positive=until_positive))
+    combined = Combined(run, method, output, known or {}) if isinstance(method, Optimized) else None
     projections, value = None if combined else relax(run, method, output), run.values[output]
     plain, proves = spec is None, run.claim and method.guarantee != NONE
     if plain:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 
+from collections.abc import Mapping
+
 import torch
 from torch.nn.functional import one_hot
 from jaxtyping import Bool, Float
@@ -12,7 +14,7 @@ from autodual.bounds.backward import Deviation
 from autodual.bounds.intermediate import allowance, in_chunks, relax, wanted_rows
 from autodual.bounds.optimize import Ascent, box_of, climb
 from autodual.bounds.run import Run, meet
-from autodual.methods import Adaptive, Dual, Optimized
+from autodual.methods import Adaptive, Dual, Method, Optimized
 from dual_layers import Interval
 
 STARTS = (Adaptive(), Dual())
@@ -28,17 +30,18 @@ class Combined:
         run: filled in: boxes, and the lines of the first method.
         method: how far to climb.
         target: the node that is to be bounded.
+        known: runs of the same examples whose boxes one of the methods has found.
     """
 
-    def __init__(self, run: Run, method: Optimized, target: str) -> None:
+    def __init__(self, run: Run, method: Optimized, target: str, known: Mapping[type[Method], Run]) -> None:
         self.run, self.method, self.target = run, method, target
-        own = [run.fork() for _ in STARTS]
+        own = [known.get(type(start)) or run.fork() for start in STARTS]
         for fork, start in zip(own, STARTS, strict=True):
             relax(fork, start, target)
         run.strict = False
         for name in own[0].boxes:
             run.boxes[name] = meet(*(fork.boxes[name] for fork in own))
-            run.how[name] = own[0].how[name]
+            run.how[name] = own[0].how.get(name, "")
         if method.intermediate:
             self._refine()
         self.runs = [self._with_lines(fork) for fork in own]
@@ -52,7 +55,12 @@ class Combined:
         return run
 
     def rows(
-        self, rows: Float[Tensor, "batch rows outputs"], goal: Float[Tensor, "rows batch"] | None, *, magnitude: bool, lower_only: bool
+        self,
+        rows: Float[Tensor, "batch rows outputs"],
+        goal: Float[Tensor, "rows batch"] | None,
+        *,
+        magnitude: bool,
+        lower_only: bool,
     ) -> Deviation:
         """Bound rows of the target.
 

@@ -80,6 +80,8 @@ class Run:
         lines: the relaxation of every nonlinear node, filled in topological order.
         how: per bounded node, how its bounds were found, for ``explain``.
         sampling: the random numbers behind the bounds, if there are any.
+        settled: which of several methods settled each example, where they took turns.
+        remaining: then the run of the examples that none settled, and their numbers.
         trials: instead of lines, what pulls rows through a node and says what penalty that takes, while slopes are sought.
     """
 
@@ -98,6 +100,8 @@ class Run:
     lines: dict[str, Lines] = field(default_factory=dict)
     how: dict[str, str] = field(default_factory=dict)
     sampling: Sampling | None = None
+    settled: tuple[str | None, ...] = ()
+    remaining: tuple[Run, Tensor] | None = None
     trials: Mapping[str, Trial] = field(default_factory=dict)
 
     @cached_property
@@ -144,6 +148,7 @@ class Run:
             hulls={name: self._taken(name, box, index) for name, box in self.hulls.items()},
             lines={},
             how={},
+            trials={},
         )
 
     def fork(self, *, boxes: bool = False) -> Run:

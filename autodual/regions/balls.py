@@ -11,15 +11,7 @@ from torch import Tensor
 
 from autodual.regions.base import CAUCHY, NORMAL, Noise, Region
 from autodual.regions.boxes import BoxShaped, uniform
-from autodual.regions.checks import (
-    as_limit,
-    check_domain,
-    check_epsilon,
-    check_input,
-    check_inside,
-    describe,
-    take_limit,
-)
+from autodual.regions.checks import as_limit, check_domain, check_epsilon, check_input, check_inside, describe, take_limit
 from autodual.regions.supports import (
     dot,
     flat,
