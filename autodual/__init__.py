@@ -13,7 +13,7 @@ from dual_layers import Interval as Bounds
 __version__ = "0.1.0"
 
 __all__ = [
-    "Adaptive", "Auto", "AutoDualError", "BoundModule", "Bounds", "Box", "CertificateError", "Dual", "Guarantee", "IBP", "L1", "L2",
-    "LInf", "NONE", "Normalize", "Optimized", "Projected", "REAL", "ROUNDED", "Region", "Report", "RobustLoss", "SpecificationError",
-    "TraceError", "UnsupportedOperatorError", "Verdict", "certify", "probabilistic",
+    "Adaptive", "Auto", "AutoDualError", "BoundModule", "Bounds", "Box", "CertificateError", "Dual", "Guarantee", "IBP", "L1",
+    "L2", "LInf", "NONE", "Normalize", "Optimized", "Projected", "REAL", "ROUNDED", "Region", "Report", "RobustLoss",
+    "SpecificationError", "TraceError", "UnsupportedOperatorError", "Verdict", "certify", "probabilistic",
 ]

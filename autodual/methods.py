@@ -99,21 +99,23 @@ class Adaptive(Proof):
 class Optimized(Proof):
     """``"optimized"``: the slopes of every row climb the dual objective; for ReLU networks towards the linear program's value.
 
-    Inputs of nonlinear operators are bounded by ``"dual"``, by ``"adaptive"`` and by intervals, and each end is the best of
-    these. Each row starts from the better of both methods' slopes and climbs from there; slopes are differentiated through, not
-    tuned: their step is a share of their range. No bound is worse than ``"dual"``'s or ``"adaptive"``'s. ``verify`` stops for each
-    margin as soon as it is proved; ``bounds`` and ``margins`` take all steps. A loss is differentiable: slopes are constants to
-    it, which by the envelope theorem changes nothing where they are best.
+    Inputs of nonlinear operators are bounded by ``"dual"``, by ``"adaptive"`` and by intervals; each end is the best of these.
+    Each row starts from the better of both methods' slopes and climbs from there, by steps that are a share of a slope's
+    range. No bound is worse than ``"dual"``'s or ``"adaptive"``'s, up to rounding. ``verify`` stops for each margin as soon as
+    it is proved to be positive; ``bounds`` and ``margins`` take all steps. A loss may use it: slopes are constants to the
+    loss, which by the envelope theorem changes no derivative where they are best.
 
     Attributes:
         steps: uphill steps for each row; with 0 the bound is the best of both methods' slopes, on the boxes of both.
-        intermediate: steps for each end of each undecided input of a nonlinear operator; 0 takes both methods' boxes as they are.
+        intermediate: steps for each end of each undecided input of a nonlinear operator; 0 leaves the boxes as both methods
+            find them.
 
     Example:
         >>> import autodual, torch
         >>> _ = torch.manual_seed(0)
-        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 9), torch.nn.ReLU(), torch.nn.Linear(9, 9), torch.nn.ReLU(), torch.nn.Linear(9, 1))
-        >>> net, x, region = autodual.certify(model), torch.zeros(1, 2), autodual.LInf(1.0)
+        >>> hidden = torch.nn.Linear(2, 9), torch.nn.ReLU(), torch.nn.Linear(9, 9), torch.nn.ReLU()
+        >>> net = autodual.certify(torch.nn.Sequential(*hidden, torch.nn.Linear(9, 1)))
+        >>> x, region = torch.zeros(1, 2), autodual.LInf(1.0)
         >>> adaptive, best = (net.bounds(x, region, method=method) for method in ("adaptive", "optimized"))
         >>> bool((best.lower > adaptive.lower).all() and (best.upper < adaptive.upper).all())
         True
@@ -135,9 +137,10 @@ class Optimized(Proof):
 class Auto(Proof):
     """``"auto"``: interval, dual, adaptive and optimized bounds in turn, each for the examples that are still undecided.
 
-    ``verify``, ``flag``, ``radius`` and ``margins`` leave an example once all its margins are proved to be positive, and give up on
-    one that is misclassified without any perturbation; ``bounds`` without such a question runs all methods for all examples. Every
-    end is the best one seen. ``Report.settled`` says which method settled what. A loss takes the last method at once.
+    ``verify``, ``flag``, ``radius`` and ``margins`` leave an example once all its margins are proved to be positive, and give up
+    on one that is misclassified without any perturbation; ``bounds``, without such a question, runs all methods for all
+    examples. Every end is the best one seen. ``Report.settled`` says which method settled what. A loss takes the last method
+    at once.
 
     Attributes:
         steps: as for ``Optimized``.

@@ -130,6 +130,13 @@ class Relaxed(DualLayer):
         chords = torch.where(bounded, chords.nan_to_num(posinf=0.0, neginf=0.0), 0.0)
         return chords.amin(0), chords.amax(0)
 
+    def vertices(self, bounds: tuple[Interval, ...]) -> tuple[Tensor, Tensor] | None:
+        """Return points of the graph, places and values ``[points, *shape]`` each, among which every conjugate is attained.
+
+        For callers that conjugate at many slopes over the same boxes. None where no finite number of points will do.
+        """
+        return None
+
     def continuous(self) -> bool:
         """Tell whether the operator never jumps: at a jump, rounding of its input may cost the jump's whole height."""
         return True
@@ -294,6 +301,11 @@ class PiecewiseLinear(Relaxed):
         lower = _best_chord(points, lambda slope: -(_lower(fixed, slope) + _times(slope, middle)), reach)
         upper = _best_chord(points, lambda slope: _upper(fixed, slope) + _times(slope, middle), reach)
         return Slopes((lower,), (upper,))
+
+    def vertices(self, bounds: tuple[Interval, ...]) -> tuple[Tensor, Tensor] | None:
+        """Return the points, unless one is infinite."""
+        places, values = (torch.stack(part) for part in zip(*self.points(bounds[0]), strict=True))
+        return (places, values) if bool((places.isfinite() & values.isfinite()).all()) else None
 
     def slope_range(self, bounds: tuple[Interval, ...]) -> tuple[Tensor, Tensor]:
         """Return the least and the greatest chord."""

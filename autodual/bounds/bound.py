@@ -11,8 +11,8 @@ from torch import Tensor
 
 from autodual.bounds.auto import Escalation
 from autodual.bounds.backward import Deviation
-from autodual.bounds.intermediate import allowance, in_chunks, relax
 from autodual.bounds.combined import Combined
+from autodual.bounds.intermediate import allowance, in_chunks, relax
 from autodual.bounds.run import Run, meet
 from autodual.methods import Auto, Method, Optimized
 from dual_layers import NONE, Interval

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-
 from collections.abc import Mapping
 
 import torch
-from torch.nn.functional import one_hot
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from autodual.bounds.backward import Deviation
 from autodual.bounds.intermediate import allowance, in_chunks, relax, wanted_rows
@@ -76,8 +75,7 @@ class Combined:
             best = tighter(best, other)
         if not self.method.steps:
             return best
-        best = self._climbed(best, rows, goal, magnitude=magnitude)
-        return best if lower_only else turned(self._climbed(turned(best), -rows, None, magnitude=magnitude))
+        return self._climbed(best, rows, goal, magnitude=magnitude, lower_only=lower_only)
 
     def _walked(self, run: Run, rows: Tensor, *, magnitude: bool, lower_only: bool) -> Deviation:
         """Walk rows through one method's lines, every example's in one batch."""
@@ -88,21 +86,28 @@ class Combined:
         every = torch.arange(rows.shape[1], device=rows.device)
         return in_chunks(run, self.target, every, seeds, magnitude=magnitude, lower_only=lower_only)
 
-    def _climbed(self, best: Deviation, rows: Tensor, goal: Tensor | None, *, magnitude: bool) -> Deviation:
-        """Raise lower ends."""
-        chosen = best.lower.detach().isfinite() & (rows != 0).any(2).T
+    def _climbed(self, best: Deviation, rows: Tensor, goal: Tensor | None, *, magnitude: bool, lower_only: bool) -> Deviation:
+        """Improve the ends that are finite and have not reached their goal; an upper end is a lower one of the row turned."""
+        ends = best.lower if lower_only else torch.cat([best.lower, -best.upper])
+        turned = rows if lower_only else torch.cat([rows, -rows], 1)
+        chosen = ends.detach().isfinite() & (turned != 0).any(2).T
         if goal is not None:
             reference = (rows * self.run.examples(self.target, self.run.values[self.target])[:, None]).abs().sum(-1)
             goal = goal + 2 * allowance(self.run, reference, best).T
-            chosen = chosen & ~(best.lower > goal)
+            goal = goal if lower_only else torch.cat([goal, torch.full_like(goal, torch.inf)])
+            chosen = chosen & ~(ends > goal)
         if not chosen.any():
             return best
 
         def pairs(row: Tensor, example: Tensor) -> Tensor:
-            return rows[example if len(rows) > 1 else torch.zeros_like(example), row]
+            return turned[example if len(turned) > 1 else torch.zeros_like(example), row]
 
         found = climb(self.run, self.target, pairs, chosen, Ascent(self.method.steps, goal), magnitude=magnitude)
-        return tighter(best, found)
+        if lower_only:
+            return tighter(best, found)
+        lower, upper = found.lower.chunk(2)
+        size = found.magnitude if found.magnitude is None else torch.maximum(*found.magnitude.chunk(2))
+        return tighter(best, Deviation(lower, -upper, size))
 
     def _refine(self) -> None:
         """Let the ends of undecided inputs of nonlinear nodes climb too, one node after the other."""
@@ -115,16 +120,16 @@ class Combined:
                     run.forget_behind(name)
 
     def _refined(self, name: str, wanted: Bool[Tensor, "batch features"]) -> Interval:
-        run, ends = self.run, []
-        reference = run.examples(name, run.values[name])
-        for sign in (1.0, -1.0):
+        run, reference = self.run, self.run.examples(name, self.run.values[name])
 
-            def pairs(row: Tensor, example: Tensor, sign: float = sign) -> Tensor:
-                return sign * one_hot(row, run.features(name)).to(reference)
+        def pairs(row: Tensor, example: Tensor) -> Tensor:
+            sign = torch.where(row < run.features(name), 1, -1)
+            return (sign[:, None] * one_hot(row % run.features(name), run.features(name))).to(reference)
 
-            found = climb(run, name, pairs, wanted.T, Ascent(self.method.intermediate), magnitude=False)
-            ends.append(reference + sign * found.lower.T)
-        return meet(run.boxes[name], run.rounded(name, Interval(*(run.node(name, end) for end in ends))))
+        found = climb(run, name, pairs, torch.cat([wanted.T, wanted.T]), Ascent(self.method.intermediate), magnitude=False)
+        below, above = found.lower.chunk(2)
+        ends = (run.node(name, end) for end in (reference + below.T, reference - above.T))
+        return meet(run.boxes[name], run.rounded(name, Interval(*ends)))
 
 
 def tighter(best: Deviation, other: Deviation) -> Deviation:
@@ -138,8 +143,3 @@ def tighter(best: Deviation, other: Deviation) -> Deviation:
         upper = torch.where(other.upper < best.upper, other.upper, best.upper)
         size = None if best.magnitude is None else torch.maximum(best.magnitude, other.magnitude)
     return Deviation(lower, upper, size)
-
-
-def turned(deviation: Deviation) -> Deviation:
-    """Return the deviation of the rows with their signs turned."""
-    return Deviation(-deviation.upper, -deviation.lower, deviation.magnitude)

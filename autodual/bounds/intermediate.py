@@ -141,7 +141,7 @@ def _repeats(run: Run, name: str) -> bool:
 
 
 def wanted_rows(run: Run, name: str) -> Tensor | None:
-    """Tell which elements of a bounded node may profit from rows that climb, ``[batch, features]``; None where none may be walked.
+    """Tell which elements of a bounded node may profit from rows that climb, ``[batch, features]``; None where none is walked.
 
     Boxes of repeated elements follow their parent's, and those that feed a jump carry an allowance of their own.
     """

@@ -12,6 +12,7 @@ gathers those, and multiplies the others by the slope that they have.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +22,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from autodual.bounds.backward import Deviation, backward
-from autodual.bounds.run import Lines, Run
+from autodual.bounds.run import Run
 from autodual.errors import AutoDualError
-from dual_layers import Interval, Slopes
+from dual_layers import Interval, Relaxed, Slopes
+from dual_layers.contract import Choice
 
 LIVE = 3
 """Copies of a row at each node that an ascent holds: the row, what it was multiplied with, and the derivative."""
@@ -199,45 +201,45 @@ class Trial:
         lines, (box,) = run.lines[name], box_of(run, name)
         value, (point,), layer = run.values[name], run.parents(name), run.layers[name]
         lower, upper = (side[0].expand_as(value) for side in (lines.slopes.lower, lines.slopes.upper))
-        self.name, self.layer = name, layer
+        self.name, self.batch, self.shape = name, run.batch, value.shape
         self.index = ((lines.lower < lines.upper) | (lower != upper)).flatten().nonzero()[:, 0]
-        examples = torch.arange(run.batch, device=value.device)[:, None].expand(-1, run.features(name))
-        self.example, self.batch = self._of(run.node(name, examples)), run.batch
-        self.box, self.shape = box, value.shape
-        self.value, self.point = self._of(value), self._of(point)
-        self.adaptive = self._of(lower), self._of(upper)
-        self.rest = lower.flatten().index_fill(0, self.index, 0.0)
-        parallel = layer.slopes((box,), "parallel")
-        self.parallel = self._of(parallel.lower[0].expand_as(value))
+        self.example = self._of(
+            run.node(name, torch.arange(run.batch, device=value.device)[:, None].expand(-1, run.features(name)))
+        )
+        self.rest = lower.detach().flatten().index_fill(0, self.index, 0.0)
         self.low, self.high = (self._of(end.expand_as(value)) for end in layer.slope_range((box,)))
         self.sides = (True, not layer.facts.convex)  # above a convex function nothing beats the chord
-        self.small = Interval(self._of(box.lower), self._of(box.upper))
-        self.compact = self._works_on_single_elements()
-        self.best = self.now = self.adaptive
+        self.starts = {"adaptive": [self._of(lower), self._of(upper)]}
+        parallel = self._of(layer.slopes((box,), "parallel").lower[0].expand_as(value))
+        self.starts["parallel"] = [
+            parallel if sought else upper for sought, upper in zip(self.sides, self.starts["adaptive"], strict=True)
+        ]
+        self.conjugate = Conjugate(layer, box, self)
+        self.value, self.point = self._of(value), self._of(point)
+        self.best = self.now = self.starts["adaptive"]
+        self.heights = [self._height(slope, side) for side, slope in enumerate(self.now)]
         self.means = [(torch.zeros_like(slope), torch.zeros_like(slope)) for slope in self.now]
 
     def _of(self, value: Tensor) -> Tensor:
         """Pick the elements whose slopes are sought."""
         return value.detach().flatten()[self.index]
 
-    def start(self, choice: str) -> None:
-        """Start from the adaptive slopes, or from the parallel ones, of those that are sought."""
-        other = self.parallel if choice == "parallel" else None
-        self.now = tuple(
-            own if other is None or not sought else other for own, sought in zip(self.adaptive, self.sides, strict=True)
-        )
+    def start(self, choice: Choice) -> None:
+        """Start from the adaptive slopes, or from the parallel ones."""
+        self.now = self.starts[choice]
 
     def leaves(self) -> list[Tensor]:
         """Return the slopes that are sought, ready to be differentiated by."""
-        self.now = tuple(
-            slope.detach().requires_grad_() if sought else slope for slope, sought in zip(self.now, self.sides, strict=True)
-        )
-        return [slope for slope, sought in zip(self.now, self.sides, strict=True) if sought]
+        self.now = [slope.detach().requires_grad_(sought) for slope, sought in zip(self.now, self.sides, strict=True)]
+        return [slope for slope in self.now if slope.requires_grad]
 
     def keep(self, better: Bool[Tensor, " batch"]) -> None:
         """Remember the slopes of some examples."""
         mine = better[self.example]
-        self.best = tuple(torch.where(mine, now.detach(), best) for now, best in zip(self.now, self.best, strict=True))
+        self.best = [
+            torch.where(mine, now.detach(), best) if sought else best
+            for now, best, sought in zip(self.now, self.best, self.sides, strict=True)
+        ]
 
     def resume(self) -> None:
         """Go on from the best slopes."""
@@ -245,24 +247,26 @@ class Trial:
 
     def step(self, derivatives: Iterator[Tensor | None], count: int, size: float) -> None:
         """Take a step uphill, of a size that depends on a derivative's sign and steadiness but not on its scale."""
-        after = []
-        for slope, sought, (mean, square) in zip(self.now, self.sides, self.means, strict=True):
-            derivative = next(derivatives) if sought else None
+        for side, (mean, square) in enumerate(self.means):
+            derivative = next(derivatives) if self.sides[side] else None
             if derivative is None:
-                after.append(slope.detach())
                 continue
             mean.lerp_(derivative, 1 - FADING[0])
             square.lerp_(derivative.square(), 1 - FADING[1])
-            steady = mean / (1 - FADING[0] ** count) / (square / (1 - FADING[1] ** count)).sqrt().clamp(min=TINY)
-            moved = slope.detach() + size * (self.high - self.low) * steady
-            after.append(torch.minimum(torch.maximum(moved, self.low), self.high))
-        self.now = tuple(after)
+            share = size * math.sqrt(1 - FADING[1] ** count) / (1 - FADING[0] ** count)
+            moved = torch.addcdiv(
+                self.now[side].detach(), mean * (self.high - self.low), square.sqrt().clamp_(min=TINY), value=share
+            )
+            self.now[side] = torch.minimum(torch.maximum(moved, self.low), self.high)
 
     def pull(self, nu: Tensor) -> tuple[tuple[Tensor], Float[Tensor, "1 batch"]]:
         """Pull rows through the node: what arrives at its input, and the penalty of each example."""
         rest, part = _Gather.apply(nu.reshape(-1), self.rest, self.index)
         positive, negative = part.clamp(min=0), part.clamp(max=0)
-        lower, upper = self._offsets(*self.now)
+        lower, upper = (
+            self._height(slope, side) if sought else self.heights[side]
+            for side, (slope, sought) in enumerate(zip(self.now, self.sides, strict=True))
+        )
         penalty = torch.zeros(self.batch, dtype=nu.dtype, device=nu.device)
         penalty = penalty.index_add(0, self.example, positive * lower + negative * upper)
         moved = positive * self.now[0] + negative * self.now[1]
@@ -277,27 +281,56 @@ class Trial:
         """Put slopes where they belong in the node."""
         return self.rest.index_copy(0, self.index, slope).view(self.shape)
 
-    def _offsets(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the lines' heights at the reference point, as ``Run.relate`` does."""
-        if self.compact:
-            offsets = self.layer.conjugate(Slopes((lower,), (upper,)), (self.small,))
-            below, above = offsets.lower, offsets.upper
-        else:
-            offsets = self.layer.conjugate(Slopes((self.spread(lower),), (self.spread(upper),)), (self.box,))
-            below, above = (end.flatten()[self.index] for end in (offsets.lower, offsets.upper))
-        below, above = below - self.value + lower * self.point, above - self.value + upper * self.point
-        return below.clamp(max=0), above.clamp(min=0)
+    def _height(self, slope: Tensor, side: int) -> Tensor:
+        """Return how far the lower (``side`` 0) or upper (1) line is from the reference point, as ``Run.relate`` does."""
+        height = self.conjugate(slope, side) - self.value + slope * self.point
+        return height.clamp(min=0) if side else height.clamp(max=0)
+
+
+class Conjugate:
+    """The offsets of one node's lines at the elements whose slopes are sought, for many slopes over the same boxes.
+
+    Args:
+        layer: the node's rule.
+        box: of its input.
+        trial: says which elements, and where they belong.
+    """
+
+    def __init__(self, layer: Relaxed, box: Interval, trial: Trial) -> None:
+        self.layer, self.box, self.trial = layer, Interval(box.lower.detach(), box.upper.detach()), trial
+        self.small = Interval(trial._of(box.lower), trial._of(box.upper))
+        vertices = layer.vertices((self.box,))
+        self.vertices = vertices and tuple(part.flatten(1)[:, trial.index] for part in vertices)
+        self.compact = self.vertices is None and self._works_on_single_elements()
+
+    def __call__(self, slope: Tensor, side: int) -> Tensor:
+        """Return ``min`` (``side`` 0) or ``max`` (1) of ``f(z) - slope z``."""
+        if self.vertices is not None:
+            places, values = self.vertices
+            residuals = torch.addcmul(values, places, slope, value=-1)
+            return residuals.amax(0) if side else residuals.amin(0)
+        return self._picked(slope, side) if self.compact else self._whole(slope, side)
+
+    def _picked(self, slope: Tensor, side: int) -> Tensor:
+        offsets = self.layer.conjugate(_parallel(slope), (self.small,))
+        return offsets.upper if side else offsets.lower
+
+    def _whole(self, slope: Tensor, side: int) -> Tensor:
+        offsets = self.layer.conjugate(_parallel(self.trial.spread(slope)), (self.box,))
+        return (offsets.upper if side else offsets.lower).flatten()[self.trial.index]
 
     def _works_on_single_elements(self) -> bool:
         """Whether the rule gives picked elements the same lines as the whole node: not where it has parameters by channel."""
-        self.compact = False
-        whole = self._offsets(self.adaptive[0], self.parallel)
+        slope = self.trial.low
         try:
-            self.compact = True
-            picked = self._offsets(self.adaptive[0], self.parallel)
+            return all(torch.equal(self._picked(slope, side), self._whole(slope, side)) for side in (0, 1))
         except (RuntimeError, ValueError, IndexError, AutoDualError):
             return False
-        return all(torch.equal(one, other) for one, other in zip(whole, picked, strict=True))
+
+
+def _parallel(slope: Tensor) -> Slopes:
+    both = (slope,)
+    return Slopes(both, both)
 
 
 def _is_sought(run: Run, name: str) -> bool:
