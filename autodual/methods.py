@@ -137,8 +137,8 @@ class Optimized(Proof):
 class Auto(Proof):
     """``"auto"``: interval, dual, adaptive and optimized bounds in turn, each for the examples that are still undecided.
 
-    ``verify``, ``flag``, ``radius`` and ``margins`` leave an example once all its margins are proved to be positive, and give up
-    on one that is misclassified without any perturbation; ``bounds``, without such a question, runs all methods for all
+    ``verify``, ``flag``, ``radius`` and ``margins`` leave an example once all its margins are proved to be positive, and give
+    up one that is misclassified without any perturbation; ``bounds``, without such a question, runs all methods for all
     examples. Every end is the best one seen. ``Report.settled`` says which method settled what. A loss takes the last method
     at once.
 

@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+
 from torch import Tensor
 
 from autodual.bounds.run import Run
 from autodual.methods import Adaptive, Auto, Dual, Method
 
-Ends = tuple[Float[Tensor, "batch rows"], Float[Tensor, "batch rows"], Float[Tensor, "batch rows"]]
+Ends = tuple[Tensor, Tensor, Tensor]
+"""Lower ends, upper ends and float allowance, ``(batch, rows)`` each."""
 
 
 class Escalation:

@@ -49,11 +49,11 @@ class Ascent:
 
     Attributes:
         steps: how many.
-        goal: deviations ``[rows, batch]`` that need no improvement, or None to use all steps.
+        goal: deviations that need no improvement, one for each row of each example, or None to use all steps.
     """
 
     steps: int
-    goal: Float[Tensor, "rows batch"] | None = None
+    goal: Float[Tensor, "*rows"] | None = None
 
 
 def climb(
