@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -39,7 +40,7 @@ class Combined:
             relax(fork, start, target)
         run.strict = False
         for name in own[0].boxes:
-            run.boxes[name] = meet(*(fork.boxes[name] for fork in own))
+            run.boxes[name] = meet(meet(*(fork.boxes[name] for fork in own)), run.hull(name))
             run.how[name] = own[0].how.get(name, "")
         if method.intermediate:
             self._refine()
@@ -84,7 +85,8 @@ class Combined:
             return run.rows(self.target, rows[:, part].movedim(1, 0))
 
         every = torch.arange(rows.shape[1], device=rows.device)
-        return in_chunks(run, self.target, every, seeds, magnitude=magnitude, lower_only=lower_only)
+        found = in_chunks(run, self.target, every, seeds, magnitude=magnitude, lower_only=lower_only)
+        return found if magnitude else replace(found, magnitude=None)
 
     def _climbed(self, best: Deviation, rows: Tensor, goal: Tensor | None, *, magnitude: bool, lower_only: bool) -> Deviation:
         """Improve the ends that are finite and have not reached their goal; an upper end is a lower one of the row turned."""

@@ -17,20 +17,20 @@ def near(model, x):
     """Radii at which it takes the methods some effort, of many sizes."""
     net, y = autodual.certify(model), model(x).argmax(1)
     with torch.no_grad():
-        radius = net.radius(x, y, method="adaptive")
-    return net, y, autodual.LInf(radius * torch.linspace(0.3, 1.06, len(x), dtype=x.dtype))
+        radius = net.radius(x, y, method="adaptive", max_radius=50.0)
+    return net, y, autodual.LInf(radius * torch.linspace(0.3, 1.1, len(x), dtype=x.dtype))
 
 
 def test_each_method_settles_what_those_before_it_left():
-    model, x = build("relu", batch=12)
+    model, x = build("relu", batch=12, seed=1)
     net, y, region = near(model, x)
     report = net.verify(x, y, region, method="auto")
-    assert {"interval", "dual"} <= set(report.settled)
+    assert {"interval", "dual", "optimized"} <= set(report.settled)
     assert tuple(report.certified.tolist()) == tuple(name is not None for name in report.settled)
+    order = ("interval", "dual", "adaptive", "optimized")
+    proved = torch.stack([net.verify(x, y, region, method=method).certified for method in order], 1)
     for i, name in enumerate(report.settled):
-        order = ("interval", "dual", "adaptive", "optimized")
-        proved = [bool(net.verify(x[[i]], y[[i]], region.take(torch.tensor([i]), x), method=method).certified) for method in order]
-        assert (order[proved.index(True)] if any(proved) else None) == name
+        assert (order[proved[i].tolist().index(True)] if proved[i].any() else None) == name
     assert "settled" in report.summary()
     assert f"{report.settled.count('dual')} by dual" in report.summary()
 
@@ -45,7 +45,7 @@ def test_examples_do_not_change_each_other():
 
 
 def test_bounds_keep_the_best_end_of_all():
-    model, x = build("curves", batch=3)
+    model, x = build("steps", batch=3)
     net, region = autodual.certify(model), autodual.L2(0.4)
     with torch.no_grad():
         found = net.bounds(x, region, method="auto")
@@ -80,7 +80,7 @@ def test_flag_radius_loss_and_margins():
     report = net.verify(x, y, region, method="auto")
     assert torch.equal(net.flag(x, region, method="auto"), ~report.certified)
     with torch.no_grad():
-        assert (net.radius(x, y, method=Auto(5)) >= net.radius(x, y, method="dual") * 0.999).all()
+        assert (net.radius(x[:2], y[:2], method=Auto(3)) >= net.radius(x[:2], y[:2], method="dual") * 0.999).all()
         torch.testing.assert_close(net.margins(x, y, region, method="auto"), report.margins)
         losses = [net.robust_loss(x, y, region, method=method) for method in ("auto", "optimized")]
         torch.testing.assert_close(*losses)
@@ -91,7 +91,7 @@ def test_flag_radius_loss_and_margins():
 def test_empty_batches_and_regions_of_ones_own():
     model, x = build("relu", batch=5)
     net, y = autodual.certify(model), model(x).argmax(1)
-    assert net.verify(x[:0], [], autodual.LInf(0.1), method="auto").settled == ()
+    assert net.verify(x[:0], y[:0], autodual.LInf(0.1), method="auto").settled == ()
     region = Own(torch.linspace(0.05, 0.8, 5, dtype=x.dtype))
     report = net.verify(x, y, region, method="auto")
     best = net.verify(x, y, region, method="optimized")

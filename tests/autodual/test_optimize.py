@@ -104,10 +104,18 @@ REGIONS = {
 }
 
 
+def stretched(model, factor=2.0):
+    """Make a network's weights larger, so that more of its elements are undecided."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= factor
+    return model
+
+
 def build(name, batch=4, dtype=torch.float64, seed=0):
     torch.manual_seed(seed)
     make, shape = MODELS[name]
-    return make().to(dtype).eval(), torch.rand(batch, *shape, dtype=dtype)
+    return stretched(make().to(dtype).eval()), torch.rand(batch, *shape, dtype=dtype)
 
 
 def to(region, dtype):
@@ -132,7 +140,7 @@ def test_bounds_are_sound_and_no_worse_than_fixed_slopes(name, region):
             assert (found.lower >= other.lower - 1e-9).all(), method
             assert (found.upper <= other.upper + 1e-9).all(), method
         generator = torch.Generator().manual_seed(1)
-        for _ in range(200):
+        for _ in range(100):
             outputs = model(region.sample(x, generator)) @ rows.T
             assert ((outputs >= found.lower - 1e-9) & (outputs <= found.upper + 1e-9)).all()
 
@@ -168,7 +176,7 @@ def test_intermediate_steps_tighten_the_boxes():
     assert widths[1] < widths[0]
 
 
-@pytest.mark.parametrize(("name", "region"), [("relu", "linf"), ("relu", "own"), ("curves", "l2"), ("sequence", "linf")])
+@pytest.mark.parametrize(("name", "region"), [("relu", "linf"), ("relu", "own"), ("sequence", "l2")])
 def test_no_example_changes_another(name, region):
     model, x = build(name, batch=3)
     region = to(REGIONS[region](len(x)), x.dtype)
@@ -191,21 +199,21 @@ def test_float32_one_example_and_none():
         precise = wide.bounds(x.double(), autodual.LInf(0.3), method=BOTH)
         torch.testing.assert_close(found.lower.double(), precise.lower, rtol=0, atol=1e-3)
         assert net.bounds(x[:0], autodual.LInf(0.3), method="optimized").lower.shape == (0, 3)
-        assert net.verify(x[:0], [], autodual.LInf(0.3), method="optimized").verdict == ()
+        assert net.verify(x[:0], torch.zeros(0).long(), autodual.LInf(0.3), method="optimized").verdict == ()
 
 
 def test_two_inputs_and_a_fixed_one_that_ties_the_examples():
     torch.manual_seed(0)
-    model, x, other = Two().double(), torch.rand(3, 3).double(), torch.rand(3, 3).double()
+    model, x, other = stretched(Two().double(), 3.0), torch.rand(3, 3).double(), torch.rand(3, 3).double()
     scale = torch.rand(3, 6).double()
-    net, region = autodual.certify(model), {"x": autodual.LInf(0.3), "other": autodual.L2(0.2)}
+    net, region = autodual.certify(model), {"x": autodual.LInf(1.0), "other": autodual.L2(1.0)}
     with torch.no_grad():
         found = net.bounds((x, other, scale), region, method=Optimized(20, 5))
         fixed = net.bounds((x, other, scale), region, method="adaptive")
         assert (found.width <= fixed.width + 1e-9).all()
         assert found.width.mean() < fixed.width.mean() - 1e-3
         for _ in range(100):
-            outputs = model(autodual.LInf(0.3).sample(x), autodual.L2(0.2).sample(other), scale)
+            outputs = model(autodual.LInf(1.0).sample(x), autodual.L2(1.0).sample(other), scale)
             assert found.contains(outputs, 1e-9).all()
 
 
@@ -221,25 +229,18 @@ def test_verify_stops_where_a_margin_is_proved_and_margins_do_not():
     assert (report.certified | ~net.verify(x, y, region, method="adaptive").certified).all()
 
 
-@pytest.mark.parametrize("name", ["relu", "curves"])
-def test_the_gradient_of_a_loss_is_that_of_the_loss(name):
-    model, x = build(name, batch=2)
+def test_a_step_down_the_gradient_of_a_loss_lowers_it_by_as_much():
+    model, x = build("relu", batch=2, seed=1)
     y, region = model(x).argmax(1), autodual.LInf(0.3)
-    net, method = autodual.certify(model), Optimized(steps=150)
-
-    def loss():
-        return net.robust_loss(x, y, region, method=method)
-
-    loss().backward()
-    weight = model[2].weight
+    net, method, parameters = autodual.certify(model), Optimized(steps=40, intermediate=2), list(model.parameters())
+    before = net.robust_loss(x, y, region, method=method)
+    gradients = torch.autograd.grad(before, parameters)
     with torch.no_grad():
-        for place in ((0, 0), (3, 2)):
-            ends = []
-            for move in (1e-4, -2e-4):
-                weight[place] += move
-                ends.append(loss())
-            weight[place] += 1e-4
-            torch.testing.assert_close(weight.grad[place], (ends[0] - ends[1]) / 2e-4, rtol=5e-2, atol=2e-3)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter -= 1e-3 * gradient
+        after = net.robust_loss(x, y, region, method=method)
+    expected = 1e-3 * sum(gradient.square().sum() for gradient in gradients)
+    torch.testing.assert_close(before.detach() - after, expected, rtol=0.1, atol=0)
 
 
 def test_training_and_batch_statistics():
