@@ -2,7 +2,7 @@
 
 from autodual.errors import AutoDualError, CertificateError, SpecificationError, TraceError, UnsupportedOperatorError
 from autodual.losses import RobustLoss
-from autodual.methods import IBP, Adaptive, Dual, Projected
+from autodual.methods import IBP, Adaptive, Auto, Dual, Optimized, Projected
 from autodual.network import BoundModule, certify
 from autodual.normalize import Normalize
 from autodual.regions import L1, L2, Box, LInf, Region
@@ -13,7 +13,7 @@ from dual_layers import Interval as Bounds
 __version__ = "0.1.0"
 
 __all__ = [
-    "Adaptive", "AutoDualError", "BoundModule", "Bounds", "Box", "CertificateError", "Dual", "Guarantee", "IBP", "L1", "L2",
-    "LInf", "NONE", "Normalize", "Projected", "REAL", "ROUNDED", "Region", "Report", "RobustLoss", "SpecificationError",
-    "TraceError", "UnsupportedOperatorError", "Verdict", "certify", "probabilistic",
+    "Adaptive", "Auto", "AutoDualError", "BoundModule", "Bounds", "Box", "CertificateError", "Dual", "Guarantee", "IBP", "L1",
+    "L2", "LInf", "NONE", "Normalize", "Optimized", "Projected", "REAL", "ROUNDED", "Region", "Report", "RobustLoss",
+    "SpecificationError", "TraceError", "UnsupportedOperatorError", "Verdict", "certify", "probabilistic",
 ]

@@ -65,16 +65,19 @@ def violations(run: Run) -> tuple[str, ...]:
     Only the first place on each way is listed: one whose inputs are bounded and whose output is not.
 
     Args:
-        run: a run that has bounded its output.
+        run: a run that has bounded its output; where methods took turns, those examples count that none has settled.
     """
+    run, numbers = (run, None) if run.remaining is None else run.remaining
     found: list[tuple[int, str]] = []
+    ancestors = set() if numbers is not None and not len(numbers) else run.needed(run.program.graph.output)
     for name in run.program.relaxed:
         parents = run.program.parents[name]
-        if name in run.lines:
+        if name in ancestors:
             unbounded = ~run.examples(name, _finite(run, name))
             reached = torch.stack([run.examples(parent, _finite(run, parent)).all(1) for parent in parents]).all(0)
             for example in (unbounded.any(1) & reached).nonzero()[:, 0].tolist():
-                found.append((example, f"example {example}: {_violation(run, name, example, unbounded[example])}"))
+                number = example if numbers is None else int(numbers[example])
+                found.append((number, f"example {number}: {_violation(run, name, example, unbounded[example])}"))
     return tuple(text for _, text in sorted(found, key=lambda pair: pair[0]))
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Literal, Self, get_args
+from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar, Literal, Self, get_args
 
 import numpy as np
 
@@ -72,7 +72,7 @@ class Dual(Proof):
 
     strict: bool = False
     walk: Literal["backward", "forward"] = "backward"
-    rows: RowLayout = "auto"
+    rows: RowLayout = field(default="auto", repr=False)
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -101,7 +101,7 @@ class Adaptive(Proof):
     """
 
     strict: bool = False
-    rows: RowLayout = "auto"
+    rows: RowLayout = field(default="auto", repr=False)
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -111,6 +111,92 @@ class Adaptive(Proof):
 def _check_rows(rows: object) -> None:
     if rows not in get_args(RowLayout):
         raise SpecificationError(f"rows must be one of {', '.join(get_args(RowLayout))}, got {rows!r}")
+
+
+@dataclass(frozen=True)
+class Optimized(Proof):
+    """``"optimized"``: the slopes of every row climb the dual objective; for ReLU networks towards the linear program's value.
+
+    Inputs of nonlinear operators are bounded by ``"dual"``, by ``"adaptive"`` and by intervals; each end is the best of these.
+    Each row starts from the better of both methods' slopes and climbs from there, by steps that are a share of a slope's
+    range. No bound is worse than ``"dual"``'s or ``"adaptive"``'s, up to rounding. ``verify`` stops for each margin as soon as
+    it is proved to be positive; ``bounds`` and ``margins`` take all steps. A loss may use it: slopes are constants to the
+    loss, which by the envelope theorem changes no derivative where they are best.
+
+    Attributes:
+        steps: uphill steps for each row; with 0 the bound is the best of both methods' slopes, on the boxes of both.
+        intermediate: steps for each end of each undecided input of a nonlinear operator; 0 leaves the boxes as both methods
+            find them.
+
+    Example:
+        >>> import autodual, torch
+        >>> _ = torch.manual_seed(0)
+        >>> hidden = torch.nn.Linear(2, 9), torch.nn.ReLU(), torch.nn.Linear(9, 9), torch.nn.ReLU()
+        >>> net = autodual.certify(torch.nn.Sequential(*hidden, torch.nn.Linear(9, 1)))
+        >>> x, region = torch.zeros(1, 2), autodual.LInf(1.0)
+        >>> adaptive, best = (net.bounds(x, region, method=method) for method in ("adaptive", "optimized"))
+        >>> bool((best.lower > adaptive.lower).all() and (best.upper < adaptive.upper).all())
+        True
+    """
+
+    steps: int = 20
+    intermediate: int = 0
+
+    strict: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        for name in ("steps", "intermediate"):
+            if getattr(self, name) != 0 and not _is_count(getattr(self, name)):
+                raise SpecificationError(f"{name} must be an integer of at least 0, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class Auto(Proof):
+    """``"auto"``: interval, dual, adaptive and optimized bounds in turn, each for the examples that are still undecided.
+
+    ``verify``, ``flag``, ``radius`` and ``margins`` leave an example once all its margins are proved to be positive, and give
+    up one that is misclassified without any perturbation; ``bounds``, without such a question, runs all methods for all
+    examples. Every end is the best one seen. ``Report.settled`` says which method settled what. A loss takes the last method
+    at once.
+
+    Attributes:
+        steps: as for ``Optimized``.
+        intermediate: as for ``Optimized``.
+        budget: seconds after which no further method is begun; the results then depend on how fast the computer is.
+
+    Example:
+        >>> import autodual, torch
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 9), torch.nn.ReLU(), torch.nn.Linear(9, 2))
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 3.0]])
+        >>> net = autodual.certify(model)
+        >>> net.verify(x, model(x).argmax(1), autodual.LInf(0.01), method=autodual.Auto(budget=60.0)).settled
+        ('interval', 'interval')
+    """
+
+    steps: int = 20
+    intermediate: int = 0
+    budget: float | None = None
+
+    strict: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        _ = self.best
+        number = isinstance(self.budget, (int, float)) and not isinstance(self.budget, bool)
+        if self.budget is not None and not (number and self.budget >= 0):
+            raise SpecificationError(f"budget must be None or a number of seconds of at least 0, got {self.budget!r}")
+
+    @property
+    def best(self) -> Optimized:
+        """The last method."""
+        return Optimized(self.steps, self.intermediate)
+
+    @property
+    def stages(self) -> tuple[tuple[str, Method], ...]:
+        """The methods by name, in their order."""
+        return ("interval", IBP()), ("dual", Dual()), ("adaptive", Adaptive()), ("optimized", self.best)
 
 
 HEAVY = 200
@@ -231,9 +317,16 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-Method = IBP | Dual | Adaptive | Projected
+Method = IBP | Dual | Adaptive | Optimized | Auto | Projected
 
-METHODS: dict[str, type[Method]] = {"interval": IBP, "dual": Dual, "adaptive": Adaptive, "projected": Projected}
+METHODS: dict[str, type[Method]] = {
+    "interval": IBP,
+    "dual": Dual,
+    "adaptive": Adaptive,
+    "optimized": Optimized,
+    "auto": Auto,
+    "projected": Projected,
+}
 
 
 def resolve(method: str | Method) -> Method:
@@ -250,3 +343,8 @@ def resolve(method: str | Method) -> Method:
         f'"{name}" ({kind.__name__}({", ".join(f.name for f in fields(kind))}))' for name, kind in METHODS.items()
     )
     raise SpecificationError(f"unknown method {method!r}; known are {known}")
+
+
+def at_once(method: Method) -> Method:
+    """Return the last of several methods, for what cannot be settled one after the other."""
+    return method.best if isinstance(method, Auto) else method

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from autodual.bounds.run import Run
 from autodual.domains import violations
 from autodual.errors import SpecificationError, TraceError
 from autodual.explain import Explanation, explain
-from autodual.methods import Method, resolve
+from autodual.methods import Auto, Method, at_once, resolve
 from autodual.preparation import Inputs, Preparation, Regions
 from autodual.problem import Problem, run_model
 from autodual.radius import MOST_STEPS, largest_certified
@@ -163,7 +163,8 @@ class BoundModule(nn.Module):
             ``(batch, classes)``; 0 at ``j = y``. All others positive means: every input of the region gets label y, with
             the method's guarantee (``method.guarantee``), which a plain tensor cannot carry; ``verify`` reports it.
         """
-        return self._margins(self._problem(x, region), y, resolve(method))[0]
+        options = resolve(method)
+        return self._margins(self._problem(x, region), y, options, until_positive=isinstance(options, Auto))[0]
 
     @_outside_inference
     def verify(self, x: Inputs, y: Any, region: Regions, method: str | Method = "dual") -> Report:
@@ -180,10 +181,11 @@ class BoundModule(nn.Module):
         """
         with torch.no_grad():
             options, problem = resolve(method), self._problem(x, region)
-            margins, allowance, y, run = self._margins(problem, y, options)
+            margins, allowance, y, run = self._margins(problem, y, options, until_positive=True)
             predicted = problem.outputs_at_x().argmax(1)
             wrong = (problem.outputs_at_centre().argmax(1) != y) & problem.centre_is_inside()
             certified, unbounded = certified_by(margins, allowance, y), () if run is None else violations(run)
+            settled = () if run is None else run.settled
             guarantee = problem.guarantee & options.guarantee
             if guarantee == NONE:
                 certified = torch.zeros_like(certified)
@@ -194,9 +196,21 @@ class BoundModule(nn.Module):
             for good, bad in zip(certified.tolist(), wrong.tolist(), strict=True)
         )
         sampling = None if run is None else run.sampling
-        accountant, text = Accountant(problem, self._problem, self._margins), repr(region)
+        accountant, text = Accountant(problem, self._problem, partial(self._margins, until_positive=True)), repr(region)
         return Report(
-            certified, verdict, predicted, y, margins, allowance, guarantee, options, text, unbounded, sampling, accountant
+            certified,
+            verdict,
+            predicted,
+            y,
+            margins,
+            allowance,
+            guarantee,
+            options,
+            text,
+            unbounded,
+            sampling,
+            settled,
+            accountant,
         )
 
     @_outside_inference
@@ -221,7 +235,7 @@ class BoundModule(nn.Module):
         if reduction not in ("mean", "sum", "none"):
             raise SpecificationError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
         problem = self._problem(x, region)
-        margins, _, labels, _ = self._margins(problem, y, resolve(method), claim=False)
+        margins, _, labels, _ = self._margins(problem, y, at_once(resolve(method)), claim=False)
         if problem.program.has_batch_statistics and problem.batch:  # they move once, as in an ordinary training step
             with torch.no_grad():
                 run_model(self.model, problem.arguments)
@@ -298,7 +312,7 @@ class BoundModule(nn.Module):
     @_outside_inference
     def intermediate(self, x: Inputs, region: Regions, method: str | Method = "dual") -> dict[str, Interval]:
         """Return the bounds of every node that needed them (the inputs of nonlinear operators), by node name."""
-        options, problem = resolve(method), self._problem(x, region)
+        options, problem = at_once(resolve(method)), self._problem(x, region)
         if problem.batch == 0:
             raise SpecificationError("an empty batch has no intermediate bounds")
         run = self._run(problem)
@@ -328,11 +342,18 @@ class BoundModule(nn.Module):
         else:
             problem = self._problem(x, region)
             run = self._run(problem)
-            bound_rows(run, resolve(method), None)
+            bound_rows(run, at_once(resolve(method)), None)
         return explain(problem.program.graph, self.model, run or self._run(problem))
 
     def _margins(
-        self, problem: Problem, y: Any, method: Method, *, claim: bool = True, walks: list[tuple[Run, Tensor]] | None = None
+        self,
+        problem: Problem,
+        y: Any,
+        method: Method,
+        *,
+        claim: bool = True,
+        until_positive: bool = False,
+        walks: list[tuple[Run, Tensor]] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Run | None]:
         """Return margins, their float allowance, the labels as a tensor and, unless the batch is empty, the run."""
         if len(problem.output_shape) != 2 or problem.outputs < 2:
@@ -345,7 +366,7 @@ class BoundModule(nn.Module):
             return problem.empty(problem.outputs), problem.empty(problem.outputs), y, None
         spec, run = margin_rows(y, problem.outputs, problem.like), self._run(problem, claim=claim)
         run.walks = walks
-        margins, _, allowance = bound_rows(run, method, spec, lower_only=True)
+        margins, _, allowance = bound_rows(run, method, spec, lower_only=True, until_positive=until_positive)
         own = F.one_hot(y, problem.outputs).bool()
         return margins.masked_fill(own, 0.0), allowance.masked_fill(own, 0.0), y, run
 

@@ -48,6 +48,7 @@ class Report:
         violations: where a region leaves the domain of an operator, or a value may leave the floats: one text per example
             and operator, with its interval and source line. Such examples are never certified.
         sampling: the random numbers behind the margins: how many, their seed, what was estimated and with what delta.
+        settled: with ``"auto"``, per example the method that certified it, or None.
         accountant: explains a margin; holds on to the model and the input.
     """
 
@@ -62,6 +63,7 @@ class Report:
     region: str
     violations: tuple[str, ...] = ()
     sampling: Sampling | None = None
+    settled: tuple[str | None, ...] = ()
     accountant: Callable[[Report, int, int], Account] | None = field(default=None, repr=False, compare=False)
 
     def explain(self, example: int, target: int | None = None) -> Account:
@@ -116,6 +118,9 @@ class Report:
             f"falsified  {share(counts[Verdict.FALSIFIED])}",
             f"unknown    {share(counts[Verdict.UNKNOWN])}",
         ]
+        by = Counter(name for name in self.settled if name is not None)
+        if by:
+            lines.append("settled    " + ", ".join(f"{count} by {name}" for name, count in by.items()))
         if self.violations:
             rest = len(self.violations) - LISTED
             lines += ["not bounded", *(f"  {text}" for text in self.violations[:LISTED])]

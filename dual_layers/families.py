@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from itertools import chain, combinations
+from itertools import chain, combinations, pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +15,9 @@ from dual_layers.checks import check_not_widened
 from dual_layers.contract import Call, Choice, DualLayer, Facts, Field, Interval, Offsets, Slopes, fill
 
 Points = list[tuple[Tensor, Tensor]]
+
+_SHARES = (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+"""Places in a box between which the default range of slopes looks at chords."""
 
 
 class Affine(DualLayer):
@@ -126,6 +129,28 @@ class Relaxed(DualLayer):
         By default there are none; what is returned broadcasts against the output.
         """
         return boxes[0].lower.new_zeros((), dtype=torch.bool)
+
+    def slope_range(self, bounds: tuple[Interval, ...]) -> tuple[Tensor, Tensor]:
+        """Return between which slopes to seek a line of an operator that works element by element, one pair per element.
+
+        Any slope is sound; beyond the steepest and the flattest part of the graph none is of use. By default those of chords
+        between places in the box, close together at its ends; an element whose box has no end has a range without width.
+        """
+        (box,) = bounds
+        bounded = box.lower.isfinite() & box.upper.isfinite()
+        lower, upper = torch.where(bounded, box.lower, 0.0), torch.where(bounded, box.upper, 0.0)
+        places = [torch.lerp(lower, upper, share) for share in _SHARES]
+        points = [(z, self.forward(z)) for z in places]
+        chords = torch.stack([_chord(left, right) for left, right in pairwise(points)])
+        chords = torch.where(bounded, chords.nan_to_num(posinf=0.0, neginf=0.0), 0.0)
+        return chords.amin(0), chords.amax(0)
+
+    def vertices(self, bounds: tuple[Interval, ...]) -> tuple[Tensor, Tensor] | None:
+        """Return points of the graph, places and values ``[points, *shape]`` each, among which every conjugate is attained.
+
+        For callers that conjugate at many slopes over the same boxes. None where no finite number of points will do.
+        """
+        return None
 
     def continuous(self) -> bool:
         """Tell whether the operator never jumps: at a jump, rounding of its input may cost the jump's whole height."""
@@ -291,6 +316,16 @@ class PiecewiseLinear(Relaxed):
         lower = _best_chord(points, lambda slope: -(_lower(fixed, slope) + _times(slope, middle)), reach)
         upper = _best_chord(points, lambda slope: _upper(fixed, slope) + _times(slope, middle), reach)
         return Slopes((lower,), (upper,))
+
+    def vertices(self, bounds: tuple[Interval, ...]) -> tuple[Tensor, Tensor] | None:
+        """Return the points, unless one is infinite."""
+        places, values = (torch.stack(part) for part in zip(*self.points(bounds[0]), strict=True))
+        return (places, values) if bool((places.isfinite() & values.isfinite()).all()) else None
+
+    def slope_range(self, bounds: tuple[Interval, ...]) -> tuple[Tensor, Tensor]:
+        """Return the least and the greatest chord."""
+        chords = torch.stack(list(_chords(self.points(bounds[0]))))
+        return chords.amin(0), chords.amax(0)
 
     def conjugate(self, slopes: Slopes, bounds: tuple[Interval, ...]) -> Offsets:
         """Minimise and maximise ``f(z) - slope * z`` over the points; what overflowed is only known to be large."""

@@ -97,6 +97,10 @@ def _transpose(run: Run, name: str, nu: Tensor) -> tuple[Tensor, ...]:
 
 def _relaxed(run: Run, name: str, nu: Tensor, total: Deviation) -> tuple[Tensor, ...]:
     """Pull rows through a relaxed node and add what its lines allow."""
+    if name in run.trials:
+        parts, penalty = run.trials[name](run.expand(name, nu))
+        total.lower, total.upper = total.lower + penalty, None
+        return parts
     lines = run.lines[name]
     if run.layouts[name].factor > 1 or not run.layers[name].facts.positionwise:
         nu = run.expand(name, nu)

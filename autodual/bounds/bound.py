@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from autodual.bounds.auto import Escalation
 from autodual.bounds.backward import Deviation
+from autodual.bounds.combined import Combined
 from autodual.bounds.intermediate import allowance, in_chunks, relax
 from autodual.bounds.run import Run, meet
-from autodual.methods import Method
+from autodual.methods import Auto, Method, Optimized
 from dual_layers import NONE, Interval
 
 
 def bound_rows(
-    run: Run, method: Method, spec: Tensor | None, *, lower_only: bool = False
+    run: Run,
+    method: Method,
+    spec: Tensor | None,
+    *,
+    lower_only: bool = False,
+    until_positive: bool = False,
+    known: Mapping[type[Method], Run] | None = None,
 ) -> tuple[Float[Tensor, "batch rows"], Float[Tensor, "batch rows"], Float[Tensor, "batch rows"]]:
     """Bound linear functions of the output.
 
@@ -23,6 +34,8 @@ def bound_rows(
         method: how to bound.
         spec: ``(rows, outputs)`` or ``(batch, rows, outputs)``, or None for the outputs themselves.
         lower_only: skip the upper ends where they cost a walk of their own.
+        until_positive: stop improving a lower end once it exceeds its float allowance.
+        known: runs of the same examples whose boxes another method has found.
 
     Returns:
         lower, upper and float allowance (0 where nothing is claimed), each ``(batch, rows)``; NaN is replaced by what it
@@ -31,18 +44,26 @@ def bound_rows(
     output = run.program.graph.output
     if output not in run.program.rules and output not in run.program.sources:
         return _constant(run, output, spec)
-    projections, value = relax(run, method, output), run.values[output]
+    if isinstance(method, Auto):
+        turns = Escalation(run, method, until_positive=until_positive, lower_only=lower_only)
+        return turns.bounds(spec, partial(bound_rows, lower_only=lower_only, until_positive=until_positive))
+    combined = Combined(run, method, output, known or {}) if isinstance(method, Optimized) else None
+    projections, value = None if combined else relax(run, method, output), run.values[output]
     plain, proves = spec is None, run.claim and method.guarantee != NONE
     if plain:
         spec = torch.eye(run.features(output), dtype=value.dtype, device=value.device)
     rows = spec[None] if spec.ndim == 2 else spec
-    if projections is None or projections.walks_back(rows.shape[1]):
+    reference = rows * run.examples(output, value)[:, None]
+    middle = reference.sum(-1)
+    if combined is not None:
+        goal = -middle.detach().T if until_positive and proves else None
+        deviation = combined.rows(rows, goal, magnitude=proves, lower_only=lower_only)
+    elif projections is None or projections.walks_back(rows.shape[1]):
         deviation = _walked_back(run, output, rows, magnitude=proves, lower_only=lower_only)
     else:
         deviation = projections.row_bounds(output, rows)
-    reference = rows * run.examples(output, value)[:, None]
-    middle = reference.sum(-1)
-    lower, upper = middle + deviation.lower.T, middle + deviation.upper.T
+    upper = torch.full_like(middle, torch.inf) if deviation.upper is None else middle + deviation.upper.T
+    lower = middle + deviation.lower.T
     if plain and not run.strict:
         hull = run.hull(output)  # a probability stays below one, whatever the lines say
         known = meet(Interval(lower, upper), Interval(run.examples(output, hull.lower), run.examples(output, hull.upper)))
@@ -55,11 +76,9 @@ def bound_rows(
 
 def _walked_back(run: Run, output: str, rows: Tensor, *, magnitude: bool, lower_only: bool) -> Deviation:
     """Walk the rows ``(batch or 1, rows, outputs)`` from the output to the inputs."""
-    shape, layout = list(run.values[output].shape), run.layouts[output]
 
     def seeds(part: Tensor) -> Tensor:
-        chosen = rows[:, part].movedim(1, 0)
-        return layout.node(chosen, (*shape[: layout.axis], layout.factor * chosen.shape[1], *shape[layout.axis + 1 :]), lead=1)
+        return run.rows(output, rows[:, part].movedim(1, 0))
 
     every = torch.arange(rows.shape[1], device=rows.device)
     return in_chunks(run, output, every, seeds, magnitude=magnitude, lower_only=lower_only)

@@ -34,7 +34,7 @@ def relax(run: Run, method: Method, target: str) -> Projections | None:
     """
     ancestors = run.needed(target)
     run.strict = not isinstance(method, IBP) and method.strict
-    run.rows = method.rows if isinstance(method, (Dual, Adaptive)) else "auto"
+    run.layout = method.rows if isinstance(method, (Dual, Adaptive)) else "auto"
     forward = _forward_walk(run, method, target)
     for name in run.program.relaxed:
         if name not in ancestors:
@@ -140,6 +140,16 @@ def _repeats(run: Run, name: str) -> bool:
     facts, parents = run.layers[name].facts, run.program.parents[name]
     grows = len(parents) == 1 and run.features(name) > run.features(parents[0])
     return (facts.selection and len(parents) == 1) or (facts.elementwise and grows)
+
+
+def wanted_rows(run: Run, name: str) -> Tensor | None:
+    """Tell which elements of a bounded node may profit from rows that climb, ``[batch, features]``; None where none is walked.
+
+    Boxes of repeated elements follow their parent's, and those that feed a jump carry an allowance of their own.
+    """
+    if _taken_exactly(run, name, Adaptive()) or _repeats(run, name) or _feeds_a_jump(run, name):
+        return None
+    return _wanted(run, name, Adaptive())
 
 
 def _wanted(run: Run, name: str, method: Dual | Adaptive | Projected) -> Tensor:

@@ -97,14 +97,14 @@ def choose_walk(run: Run, name: str, wanted: Tensor) -> PairWalk | None:
     """Return the walk for some rows of a node that visits the fewest elements, or None where that is the dense one.
 
     Args:
-        run: its ``rows`` may force the choice.
+        run: its ``layout`` may force the choice.
         name: the node.
         wanted: which elements of which examples need a row, ``[batch, features]`` bool.
     """
-    if run.rows == "dense" or not walks_in_pairs(run, name):
+    if run.layout == "dense" or not walks_in_pairs(run, name):
         return None
-    walk = PairWalk(run, name, wanted, windows=run.rows != "whole")
-    if run.rows != "auto":
+    walk = PairWalk(run, name, wanted, windows=run.layout != "whole")
+    if run.layout != "auto":
         return walk
     pairs, dense = int(wanted.sum()), int(wanted.any(0).sum()) * run.batch
     whole, window = sum(run.features(each) for each in walk.behind_relaxed), walk.visits()

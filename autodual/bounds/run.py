@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,10 @@ from dual_layers import DualLayer, Interval, Slopes
 
 ROUNDINGS = 16
 """Float allowance: this many roundoffs of every term of every node on the way, and of the penalties at each nonlinear node."""
+
+
+Trial = Callable[[Tensor], tuple[tuple[Tensor, ...], Tensor]]
+"""Pulls rows through a relaxed node: rows for each input, and the penalty ``[rows, batch]``, never positive."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class Run:
         claim: whether something will be claimed of the result; a loss claims nothing.
         strict: whether boxes stay as the formulas give them, but for inputs of operators that jump; the allowance alone covers
             rounding then.
-        rows: how hidden rows are walked: every row in every example (``dense``), or pairs of an example and an element, in
+        layout: how hidden rows are walked: every row in every example (``dense``), or pairs of an example and an element, in
             windows where that is possible (``windows``) or not (``whole``). By default what visits the fewest elements.
         boxes: bounds of the nodes that needed them, filled in topological order.
         hulls: interval bounds, filled on demand.
@@ -79,6 +84,9 @@ class Run:
         how: per bounded node, how its bounds were found, for ``explain``.
         sampling: the random numbers behind the bounds, if there are any.
         walks: where it is a list, every walk from the output adds itself: the run that has its lines, and its rows.
+        settled: which of several methods settled each example, where they took turns.
+        remaining: then the run of the examples that none settled, and their numbers.
+        trials: instead of lines, what pulls rows through a node and says what penalty that takes, while slopes are sought.
     """
 
     program: Program
@@ -91,13 +99,16 @@ class Run:
     sharing: bool = True
     claim: bool = True
     strict: bool = False
-    rows: RowLayout = "auto"
+    layout: RowLayout = "auto"
     boxes: dict[str, Interval] = field(default_factory=dict)
     hulls: dict[str, Interval] = field(default_factory=dict)
     lines: dict[str, Lines] = field(default_factory=dict)
     how: dict[str, str] = field(default_factory=dict)
     sampling: Sampling | None = None
     walks: list[tuple[Run, Tensor]] | None = None
+    settled: tuple[str | None, ...] = ()
+    remaining: tuple[Run, Tensor] | None = None
+    trials: Mapping[str, Trial] = field(default_factory=dict)
 
     @cached_property
     def values(self) -> dict[str, Any]:
@@ -121,6 +132,50 @@ class Run:
         points = {name: value[:1] if name in batched else value for name, value in self.points.items()}
         given = {name: value[:1] for name, value in self.given.items()}
         return Run(self.program, self.model, self.layouts, points, self.regions, given, self.budget)
+
+    @property
+    def divisible(self) -> bool:
+        """Whether some examples may be bounded without the others, and in any number."""
+        return self.sharing and not self.program.tied and not self.program.has_batch_statistics
+
+    def take(self, index: Int[Tensor, " chosen"]) -> Run:
+        """Return the run of some of the examples, with the boxes known so far and no lines.
+
+        Args:
+            index: an example may be chosen several times, once for each row that is to have lines of its own.
+        """
+        batched = {node.operator for node in self.program.graph.inputs if node.name in self.layouts}
+        return replace(
+            self,
+            points={name: value[index] if name in batched else value for name, value in self.points.items()},
+            regions={name: region.take(index, self.given[name]) for name, region in self.regions.items()},
+            given={name: value[index] for name, value in self.given.items()},
+            boxes={name: self._taken(name, box, index) for name, box in self.boxes.items()},
+            hulls={name: self._taken(name, box, index) for name, box in self.hulls.items()},
+            lines={},
+            how={},
+            trials={},
+        )
+
+    def fork(self, *, boxes: bool = False) -> Run:
+        """Return a run that shares what does not depend on the method, and has no lines yet, nor boxes unless asked for."""
+        _ = self.values, self.layers, self._sizes, self._shareable
+        fork = copy(self)
+        fork.boxes, fork.hulls = (dict(self.boxes), dict(self.hulls)) if boxes else ({}, {})
+        fork.lines, fork.how = {}, {}
+        return fork
+
+    def _taken(self, name: str, box: Interval, index: Tensor) -> Interval:
+        layout = self.layouts[name]
+
+        def chosen(end: Tensor) -> Tensor:
+            if layout.factor == 1 and end.shape[layout.axis] == self.batch:
+                return end.index_select(layout.axis, index)
+            shape = list(end.shape)
+            shape[layout.axis] = len(index) * layout.factor
+            return layout.node(self.examples(name, end).expand(self.batch, -1)[index], tuple(shape))
+
+        return Interval(chosen(box.lower), chosen(box.upper), box.guarantee)
 
     def magnitudes(self, name: str) -> Tensor:
         """Return the size of the terms that add up to a node's values: what float rounding is proportional to.
@@ -337,20 +392,33 @@ class Run:
         layers = self.program.bind_enclosures(name, self.model, self.values)
         return zip(self.program.enclosures.get(name, ()), layers, strict=True)
 
-    def relate(self, name: str, slopes: Slopes, box: tuple[Interval, ...]) -> Lines:
-        """Turn slopes into lines seen from the reference point."""
+    def rows(self, name: str, rows: Tensor) -> Tensor:
+        """Bring rows ``[rows, examples, features]`` to ``[rows, *node]``, for as many examples as there are, such as one."""
+        layout, shape = self.layouts[name], list(self.values[name].shape)
+        shape[layout.axis] = layout.factor * rows.shape[1]
+        return layout.node(rows, tuple(shape), lead=1)
+
+    def relate(self, name: str, slopes: Slopes, box: tuple[Interval, ...], sloping: Tensor | None = None) -> Lines:
+        """Turn slopes into lines seen from the reference point.
+
+        Args:
+            name: of a relaxed node.
+            slopes: of its lines.
+            box: of its inputs.
+            sloping: where lines are sloping beyond doubt, if another box has decided that.
+        """
         layer, value = self.layers[name], self.values[name]
         offsets = layer.conjugate(slopes, box)
         lower = offsets.lower - value + layer.push(slopes.lower, self.parents(name))
         upper = offsets.upper - value + layer.push(slopes.upper, self.parents(name))
         lines = Lines(slopes, lower.clamp(max=0), upper.clamp(min=0))
-        return self._levelled(name, lines) if name in self.program.enclosures and not self.strict else lines
+        return self._levelled(name, lines, sloping) if name in self.program.enclosures and not self.strict else lines
 
-    def _levelled(self, name: str, lines: Lines) -> Lines:
+    def _levelled(self, name: str, lines: Lines, sloping: Tensor | None) -> Lines:
         """Make lines level where they are further apart than a composite operator's own interval."""
         hull, value = self.hull(name), self.values[name]
         below, above = (hull.lower - value).clamp(max=0), (hull.upper - value).clamp(min=0)
-        sloping = ~(above - below < lines.upper - lines.lower)
+        sloping = ~(above - below < lines.upper - lines.lower) if sloping is None else sloping
         lower, upper = torch.where(sloping, lines.lower, below), torch.where(sloping, lines.upper, above)
         return lines if sloping.all() else Lines(lines.slopes, lower, upper, sloping)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from autodual.regions.base import CAUCHY, NORMAL, Noise, Region
 from autodual.regions.boxes import BoxShaped, uniform
-from autodual.regions.checks import as_limit, check_domain, check_epsilon, check_input, check_inside, describe
+from autodual.regions.checks import as_limit, check_domain, check_epsilon, check_input, check_inside, describe, take_limit
 from autodual.regions.supports import (
     dot,
     flat,
@@ -58,6 +58,15 @@ class Ball(Region):
         """Return the ends of the domain as tensors."""
         lower, upper = self.domain if self.domain is not None else (-torch.inf, torch.inf)
         return as_limit(lower, x), as_limit(upper, x)
+
+    def take(self, index: Tensor, x: Tensor) -> Region:
+        """Choose examples; a class derived from these balls may know more than they do, and is asked as a whole."""
+        if type(self) not in (LInf, L2, L1):
+            return super().take(index, x)
+        per_example = isinstance(self.eps, Tensor) and self.eps.shape == x.shape[:1]
+        eps = self.eps[index] if per_example else take_limit(self.eps, index, x)
+        domain = self.domain and tuple(take_limit(end, index, x) for end in self.domain)
+        return replace(self, eps=eps, domain=domain)
 
     def box_around(self, middle: Tensor) -> Interval:
         """Return the box ``middle +- eps`` cut by the domain. An empty cut, which ``validate`` refuses, gives one point."""

@@ -153,7 +153,102 @@ class Region(ABC):
         if type(self).noise is not Region.noise:
             check_noise(self, x, name)
 
+    def take(self, index: Tensor, x: Tensor) -> Region:
+        """Return the region around some of the examples, which then stand for the whole batch.
+
+        The default asks the whole region and is always right, since sets of different examples are independent; built-in
+        regions index their own tensors, which costs less.
+
+        Args:
+            index: ``(chosen,)`` integers; an example may be chosen several times.
+            x: the whole batch.
+
+        Returns:
+            A region for batches of as many examples as were chosen, to be given ``x[index]``.
+        """
+        return Selected(self, index, x)
+
     def __repr__(self) -> str:
         """Return the class with its numbers, texts and tensors, these abridged."""
         plain = {key: value for key, value in vars(self).items() if not key.startswith("_") and isinstance(value, _PLAIN)}
         return f"{type(self).__name__}({', '.join(f'{key}={describe(value)}' for key, value in plain.items())})"
+
+
+class Selected(Region):
+    """The sets of chosen examples of a batch, by asking the original region about the whole batch.
+
+    Sets of different examples are independent, so whatever the other examples are asked is of no consequence: rows are
+    scattered to where their examples were, and the answers gathered. An example chosen several times takes as many rows.
+
+    Args:
+        region: the region of the whole batch.
+        index: ``(chosen,)`` integers, which may repeat.
+        x: the whole batch.
+    """
+
+    def __init__(self, region: Region, index: Tensor, x: Tensor) -> None:
+        self.region, self.index, self.whole = region, index, x
+        order = index.argsort(stable=True)
+        place = torch.arange(len(index), device=index.device) - torch.searchsorted(index[order], index[order])
+        self._turn = torch.empty_like(order).scatter_(0, order, place)  # how often each was chosen before
+        self._turns = int(self._turn.max()) + 1 if len(index) else 1
+
+    @property
+    def symmetric(self) -> bool:
+        """As the original."""
+        return self.region.symmetric
+
+    @property
+    def separable(self) -> bool:
+        """As the original."""
+        return self.region.separable
+
+    def support(self, x: Tensor, v: Tensor) -> Tensor:
+        """Return the original's support."""
+        return self._gathered(self.region.support(self.whole, self._scattered(v)), len(v))
+
+    def excess(self, x: Tensor, v: Tensor) -> Tensor:
+        """Return the original's excess."""
+        return self._gathered(self.region.excess(self.whole, self._scattered(v)), len(v))
+
+    def center(self, x: Tensor) -> Tensor:
+        """Return the original's centres."""
+        return self.region.center(self.whole)[self.index]
+
+    def hull(self, x: Tensor) -> Interval:
+        """Return the original's boxes."""
+        box = self.region.hull(self.whole)
+        return Interval(*(end.expand_as(self.whole)[self.index] for end in (box.lower, box.upper)))
+
+    def noise(self, x: Tensor) -> Noise:
+        """Return the original's noise."""
+        noise = self.region.noise(self.whole)
+        return Noise(noise.kind, noise.scale.expand_as(self.whole)[self.index])
+
+    def contains(self, x: Tensor, z: Tensor, tolerance: float = 0.0) -> Tensor:
+        """Ask the original, in as many rounds as an example was chosen often."""
+        result = torch.zeros(len(z), dtype=torch.bool, device=z.device)
+        for turn in range(self._turns):
+            mine = self._turn == turn
+            points = self.region.center(self.whole).clone()
+            points[self.index[mine]] = z[mine]
+            result[mine] = self.region.contains(self.whole, points, tolerance)[self.index[mine]]
+        return result
+
+    def take(self, index: Tensor, x: Tensor) -> Region:
+        """Choose among the chosen."""
+        return Selected(self.region, self.index[index], self.whole)
+
+    def _scattered(self, v: Tensor) -> Tensor:
+        """Bring ``[rows, chosen, ...]`` to ``[turns * rows, batch, ...]``, zero where nothing is asked."""
+        whole = v.new_zeros(self._turns, len(self.whole), len(v), *v.shape[2:])
+        whole = whole.index_put((self._turn, self.index), v.movedim(1, 0))
+        return whole.movedim(2, 1).flatten(0, 1)
+
+    def _gathered(self, answers: Tensor, rows: int) -> Tensor:
+        """Undo ``_scattered`` for one number per row and example."""
+        return answers.unflatten(0, (-1, rows))[self._turn, :, self.index].T
+
+    def __repr__(self) -> str:
+        """Return the original's text."""
+        return repr(self.region)

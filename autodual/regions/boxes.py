@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from autodual.regions.base import Region
-from autodual.regions.checks import as_limit, check_input, check_limits, describe
+from autodual.regions.checks import as_limit, check_input, check_limits, describe, take_limit
 from autodual.regions.supports import dot, total
 from dual_layers.contract import Interval
 
@@ -85,6 +85,12 @@ class Box(BoxShaped):
         """Return the box; ends that cross by a rounding error meet in the middle."""
         lower, upper = (as_limit(end, x).expand_as(x) for end in (self.lower, self.upper))
         return Interval(torch.minimum(lower, upper), torch.maximum(lower, upper))
+
+    def take(self, index: Tensor, x: Tensor) -> Region:
+        """Choose examples."""
+        if type(self) is not Box:
+            return super().take(index, x)
+        return Box(take_limit(self.lower, index, x), take_limit(self.upper, index, x))
 
     def validate(self, x: Tensor, name: str = "x") -> None:
         """Raise ``SpecificationError`` unless both ends are finite, in order and fit ``x``."""

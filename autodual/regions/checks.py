@@ -183,6 +183,14 @@ def as_limit(limit: object, x: Tensor) -> Tensor:
     return torch.as_tensor(limit, dtype=x.dtype, device=x.device)
 
 
+def take_limit(limit: float | Tensor, index: Tensor, x: Tensor) -> float | Tensor:
+    """Choose examples of a setting that broadcasts to ``x``; it then broadcasts to ``x[index]`` the same way."""
+    if not isinstance(limit, Tensor) or limit.dim() == 0:
+        return limit
+    whole = limit.reshape(*(1,) * (x.dim() - limit.dim()), *limit.shape)
+    return whole[index] if len(whole) == len(x) else whole
+
+
 def broadcasts(value: Tensor, x: Tensor) -> bool:
     """Tell whether a tensor broadcasts to the shape of ``x``."""
     pairs = zip(reversed(value.shape), reversed(x.shape), strict=False)

@@ -1,0 +1,147 @@
+"""The best of several methods for every row: those with fixed slopes, then slopes that climb from there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from autodual.bounds.backward import Deviation
+from autodual.bounds.intermediate import allowance, in_chunks, relax, wanted_rows
+from autodual.bounds.optimize import Ascent, box_of, climb
+from autodual.bounds.run import Run, meet
+from autodual.methods import Adaptive, Dual, Method, Optimized
+from dual_layers import Interval
+
+STARTS = (Adaptive(), Dual())
+"""Methods whose boxes are met and whose slopes the ascent starts from: neither is better everywhere."""
+
+
+class Combined:
+    """Bounds of rows of a node by several methods on boxes that all of them share.
+
+    A method's slopes are those that its own boxes give, so that the shared, tighter boxes only ever raise its bound.
+
+    Args:
+        run: filled in: boxes, and the lines of the first method.
+        method: how far to climb.
+        target: the node that is to be bounded.
+        known: runs of the same examples whose boxes one of the methods has found.
+    """
+
+    def __init__(self, run: Run, method: Optimized, target: str, known: Mapping[type[Method], Run]) -> None:
+        self.run, self.method, self.target = run, method, target
+        own = [known.get(type(start)) or run.fork() for start in STARTS]
+        for fork, start in zip(own, STARTS, strict=True):
+            relax(fork, start, target)
+        run.strict = False
+        for name in own[0].boxes:
+            run.boxes[name] = meet(meet(*(fork.boxes[name] for fork in own)), run.hull(name))
+            run.how[name] = own[0].how.get(name, "")
+        if method.intermediate:
+            self._refine()
+        self.runs = [self._with_lines(fork) for fork in own]
+        run.lines = self.runs[0].lines
+
+    def _with_lines(self, own: Run) -> Run:
+        """Return a run with a method's own slopes on the shared boxes."""
+        run = self.run.fork(boxes=True)
+        for name, lines in own.lines.items():
+            run.lines[name] = run.relate(name, lines.slopes, box_of(run, name), lines.sloping)
+        return run
+
+    def rows(
+        self,
+        rows: Float[Tensor, "batch rows outputs"],
+        goal: Float[Tensor, "rows batch"] | None,
+        *,
+        magnitude: bool,
+        lower_only: bool,
+    ) -> Deviation:
+        """Bound rows of the target.
+
+        Args:
+            rows: the rows; a batch of one stands for every example.
+            goal: deviations that need no improvement, or None.
+            magnitude: as for ``backward``.
+            lower_only: leave out the upper ends where they cost walks of their own.
+        """
+        fixed = [self._walked(run, rows, magnitude=magnitude, lower_only=lower_only) for run in self.runs]
+        best = fixed[0]
+        for other in fixed[1:]:
+            best = tighter(best, other)
+        if not self.method.steps:
+            return best
+        return self._climbed(best, rows, goal, magnitude=magnitude, lower_only=lower_only)
+
+    def _walked(self, run: Run, rows: Tensor, *, magnitude: bool, lower_only: bool) -> Deviation:
+        """Walk rows through one method's lines, every example's in one batch."""
+
+        def seeds(part: Tensor) -> Tensor:
+            return run.rows(self.target, rows[:, part].movedim(1, 0))
+
+        every = torch.arange(rows.shape[1], device=rows.device)
+        found = in_chunks(run, self.target, every, seeds, magnitude=magnitude, lower_only=lower_only)
+        return found if magnitude else replace(found, magnitude=None)
+
+    def _climbed(self, best: Deviation, rows: Tensor, goal: Tensor | None, *, magnitude: bool, lower_only: bool) -> Deviation:
+        """Improve the ends that are finite and have not reached their goal; an upper end is a lower one of the row turned."""
+        ends = best.lower if lower_only else torch.cat([best.lower, -best.upper])
+        turned = rows if lower_only else torch.cat([rows, -rows], 1)
+        chosen = ends.detach().isfinite() & (turned != 0).any(2).T
+        if goal is not None:
+            reference = (rows * self.run.examples(self.target, self.run.values[self.target])[:, None]).abs().sum(-1)
+            goal = goal + 2 * allowance(self.run, reference, best).T
+            goal = goal if lower_only else torch.cat([goal, torch.full_like(goal, torch.inf)])
+            chosen = chosen & ~(ends > goal)
+        if not chosen.any():
+            return best
+
+        def pairs(row: Tensor, example: Tensor) -> Tensor:
+            return turned[example if len(turned) > 1 else torch.zeros_like(example), row]
+
+        found = climb(self.run, self.target, pairs, chosen, Ascent(self.method.steps, goal), magnitude=magnitude)
+        if lower_only:
+            return tighter(best, found)
+        lower, upper = found.lower.chunk(2)
+        size = found.magnitude if found.magnitude is None else torch.maximum(*found.magnitude.chunk(2))
+        return tighter(best, Deviation(lower, -upper, size))
+
+    def _refine(self) -> None:
+        """Let the ends of undecided inputs of nonlinear nodes climb too, one node after the other."""
+        run, ancestors = self.run, self.run.needed(self.target)
+        for consumer in run.program.relaxed:
+            for name in run.program.parents[consumer] if consumer in ancestors else ():
+                wanted = wanted_rows(run, name)
+                if wanted is not None and wanted.any():
+                    run.boxes[name] = self._refined(name, wanted)
+                    run.forget_behind(name)
+
+    def _refined(self, name: str, wanted: Bool[Tensor, "batch features"]) -> Interval:
+        run, reference = self.run, self.run.examples(name, self.run.values[name])
+
+        def pairs(row: Tensor, example: Tensor) -> Tensor:
+            sign = torch.where(row < run.features(name), 1, -1)
+            return (sign[:, None] * one_hot(row % run.features(name), run.features(name))).to(reference)
+
+        found = climb(run, name, pairs, torch.cat([wanted.T, wanted.T]), Ascent(self.method.intermediate), magnitude=False)
+        below, above = found.lower.chunk(2)
+        ends = (run.node(name, end) for end in (reference + below.T, reference - above.T))
+        return meet(run.boxes[name], run.rounded(name, Interval(*ends)))
+
+
+def tighter(best: Deviation, other: Deviation) -> Deviation:
+    """Take the tighter ends, each with the rounding of its own walk; a NaN is no bound."""
+    better = other.lower > best.lower
+    lower = torch.where(better, other.lower, best.lower)
+    if best.upper is None or other.upper is None:
+        upper, size = best.upper if other.upper is None else other.upper, best.magnitude
+        size = None if size is None else torch.where(better, other.magnitude, size)
+    else:
+        upper = torch.where(other.upper < best.upper, other.upper, best.upper)
+        size = None if best.magnitude is None else torch.maximum(best.magnitude, other.magnitude)
+    return Deviation(lower, upper, size)

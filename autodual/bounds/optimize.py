@@ -1,0 +1,372 @@
+"""The walk "optimise": gradient ascent on the dual objective over the slopes of relaxed elements, row by row.
+
+Every slope is dual feasible, so the ascent can only make a bound tighter: it looks for slopes, and a plain backward walk
+through the lines found gives the bound. Each row of each example has slopes of its own. That takes no axis of rows: a row is
+an example of a batch (``Run.take``) that holds an example as often as it has rows, so that rows of any examples go through
+one walk together.
+
+The conjugate's derivative in a slope is minus the point where the line touches (the envelope theorem), so autograd through
+the walk gives the derivative of the objective. Only elements between their lines have slopes to seek: a walk of the ascent
+gathers those, and multiplies the others by the slope that they have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from autodual.bounds.backward import Deviation, backward
+from autodual.bounds.run import Run
+from autodual.errors import AutoDualError
+from dual_layers import Interval, Relaxed, Slopes
+from dual_layers.contract import Choice
+
+LIVE = 3
+"""Copies of a row at each node that an ascent holds: the row, what it was multiplied with, and the derivative."""
+
+STEP = 0.3
+"""First step, as a share of a slope's range."""
+
+SLOWEST = 0.05
+"""Last step, as a share of the first."""
+
+FADING = (0.7, 0.95)
+"""How much of the running mean of derivatives, and of their squares, a step keeps."""
+
+TINY = 1e-30
+"""Derivatives below this are none."""
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """How to climb.
+
+    Attributes:
+        steps: how many.
+        goal: deviations that need no improvement, one for each row of each example, or None to use all steps.
+    """
+
+    steps: int
+    goal: Float[Tensor, "*rows"] | None = None
+
+
+def climb(
+    run: Run,
+    target: str,
+    rows: Callable[[Tensor, Tensor], Tensor],
+    chosen: Bool[Tensor, "rows batch"],
+    ascent: Ascent,
+    *,
+    magnitude: bool,
+) -> Deviation:
+    """Bound chosen rows of chosen examples from below, each with slopes of its own.
+
+    Args:
+        run: with the box of every relaxed node's input.
+        target: the node whose rows these are.
+        rows: gives the rows, ``[pairs, features of the target]``, for pairs of a row and an example.
+        chosen: which rows of which examples; where it is false nothing is known.
+        ascent: how to climb.
+        magnitude: as for ``backward``.
+    """
+    asked = chosen if run.divisible else chosen.any(1, keepdim=True).expand_as(chosen)
+    row, example = asked.nonzero().unbind(1)
+    lower = torch.full(chosen.shape, -torch.inf, dtype=run.values[target].dtype, device=chosen.device)
+    size = torch.zeros_like(lower)
+    for part in _parts(run, target, row, example):
+        pairs = row[part], example[part]
+        goal = None if ascent.goal is None else ascent.goal[pairs]
+        found = _climb_together(run, target, example[part], rows(*pairs), Ascent(ascent.steps, goal), magnitude=magnitude)
+        lower = lower.index_put(pairs, found.lower[0])
+        size = size if found.magnitude is None else size.index_put(pairs, found.magnitude[0])
+    return Deviation(lower.where(chosen, -torch.inf), None, size if magnitude else None)
+
+
+def _parts(run: Run, target: str, row: Tensor, example: Tensor) -> Iterator[Tensor]:
+    """Split pairs into parts that fit the budget; examples that cannot do without each other stay together, row by row."""
+    every = torch.arange(len(row), device=row.device)
+    if not run.divisible:
+        yield from (every[row == one] for one in row.unique())
+        return
+    features = sum(run.features(name) for name in run.needed(target))
+    yield from every.split(max(1, run.budget // (LIVE * run.values[target].element_size() * features)))
+
+
+def _climb_together(run: Run, target: str, example: Tensor, rows: Tensor, ascent: Ascent, *, magnitude: bool) -> Deviation:
+    """Climb with one row for each example of a batch of the run's own making."""
+    with torch.no_grad():
+        taken = _taken(run, example)
+        nu = taken.node(target, rows.detach()[None], lead=1)
+        slopes = Climber(taken, target, nu).climb(ascent)
+    if torch.is_grad_enabled():
+        taken = _taken(run, example)
+        nu = taken.node(target, rows[None], lead=1)
+    for name, chosen in slopes.items():
+        taken.lines[name] = taken.relate(name, chosen, box_of(taken, name))
+    return backward(taken, target, nu, magnitude=magnitude)
+
+
+def _taken(run: Run, example: Tensor) -> Run:
+    """Return the run of these examples, or of all where they cannot be divided."""
+    return run.take(example) if run.divisible else run.fork(boxes=True)
+
+
+def box_of(run: Run, name: str) -> tuple[Interval, ...]:
+    """Return the boxes of a relaxed node's inputs."""
+    return tuple(run.boxes[parent] for parent in run.program.parents[name])
+
+
+class Climber:
+    """The slopes of one row per example, and the search for better ones.
+
+    Args:
+        run: with the boxes of the inputs of every relaxed ancestor of the target.
+        target: the node whose rows these are.
+        nu: ``[1, *target]``.
+    """
+
+    def __init__(self, run: Run, target: str, nu: Tensor) -> None:
+        self.run, self.target, self.nu = run, target, nu
+        self.trials: dict[str, Trial] = {}
+        ancestors = run.needed(target)
+        for name in run.program.relaxed:
+            if name in ancestors:
+                box = box_of(run, name)
+                run.lines[name] = run.relate(name, run.layers[name].slopes(box, "adaptive"), box)
+                if _is_sought(run, name):
+                    self.trials[name] = Trial(run, name)
+
+    def climb(self, ascent: Ascent) -> dict[str, Slopes]:
+        """Take all steps, or as many as the goal needs, and return the best slopes seen of every relaxed node."""
+        trials, run = [trial for trial in self.trials.values() if len(trial.index)], self.run
+        if trials:
+            run.trials = {trial.name: trial.pull for trial in trials}
+            self._search(trials, ascent)
+            run.trials = {}
+        sought = {trial.name: trial.chosen() for trial in trials}
+        return {name: sought.get(name, lines.slopes) for name, lines in run.lines.items()}
+
+    def _search(self, trials: list[Trial], ascent: Ascent) -> None:
+        best = self.nu.new_full((self.run.batch,), -torch.inf)
+        active = torch.ones_like(best, dtype=torch.bool)
+        for choice in ("adaptive", "parallel"):
+            for trial in trials:
+                trial.start(choice)
+            best = self._keep(trials, self._objective(), best, active)
+        for trial in trials:
+            trial.resume()
+        for step in range(ascent.steps):
+            active = active if ascent.goal is None else active & ~(best > ascent.goal)
+            if not active.any():
+                return
+            with torch.enable_grad():
+                slopes = [slope for trial in trials for slope in trial.leaves()]
+                value = self._objective()
+                derivatives = iter(torch.autograd.grad(value.sum(), slopes, allow_unused=True))
+            best = self._keep(trials, value.detach(), best, active)
+            size = STEP * SLOWEST ** (step / max(ascent.steps - 1, 1))
+            for trial in trials:
+                trial.step(derivatives, step + 1, size)
+        self._keep(trials, self._objective(), best, active)
+
+    def _objective(self) -> Float[Tensor, " batch"]:
+        return backward(self.run, self.target, self.nu).lower[0]
+
+    def _keep(self, trials: list[Trial], value: Tensor, best: Tensor, active: Tensor) -> Tensor:
+        """Let every example that climbed keep its slopes, and return the best values so far.
+
+        One that has reached its goal keeps what reached it, however long others take: no example changes another.
+        """
+        better = (value > best) & active
+        for trial in trials:
+            trial.keep(better)
+        return torch.where(better, value, best)
+
+
+class Trial:
+    """The slopes of one relaxed node in a run with one row per example.
+
+    Args:
+        run: with the node's lines.
+        name: of a node that works element by element.
+    """
+
+    def __init__(self, run: Run, name: str) -> None:
+        lines, (box,) = run.lines[name], box_of(run, name)
+        value, (point,), layer = run.values[name], run.parents(name), run.layers[name]
+        lower, upper = (side[0].expand_as(value) for side in (lines.slopes.lower, lines.slopes.upper))
+        self.name, self.batch, self.shape = name, run.batch, value.shape
+        self.index = ((lines.lower < lines.upper) | (lower != upper)).flatten().nonzero()[:, 0]
+        self.example = self._of(
+            run.node(name, torch.arange(run.batch, device=value.device)[:, None].expand(-1, run.features(name)))
+        )
+        self.rest = lower.detach().flatten().index_fill(0, self.index, 0.0)
+        self.low, self.high = (self._of(end.expand_as(value)) for end in layer.slope_range((box,)))
+        self.sides = (True, not layer.facts.convex)  # above a convex function nothing beats the chord
+        self.starts = {"adaptive": [self._of(lower), self._of(upper)]}
+        parallel = self._of(layer.slopes((box,), "parallel").lower[0].expand_as(value))
+        self.starts["parallel"] = [
+            parallel if sought else upper for sought, upper in zip(self.sides, self.starts["adaptive"], strict=True)
+        ]
+        self.conjugate = Conjugate(layer, box, self)
+        self.value, self.point = self._of(value), self._of(point)
+        self.best = self.now = self.starts["adaptive"]
+        self.heights = [self._height(slope, side) for side, slope in enumerate(self.now)]
+        self.means = [(torch.zeros_like(slope), torch.zeros_like(slope)) for slope in self.now]
+
+    def _of(self, value: Tensor) -> Tensor:
+        """Pick the elements whose slopes are sought."""
+        return value.detach().flatten()[self.index]
+
+    def start(self, choice: Choice) -> None:
+        """Start from the adaptive slopes, or from the parallel ones."""
+        self.now = self.starts[choice]
+
+    def leaves(self) -> list[Tensor]:
+        """Return the slopes that are sought, ready to be differentiated by."""
+        self.now = [slope.detach().requires_grad_(sought) for slope, sought in zip(self.now, self.sides, strict=True)]
+        return [slope for slope in self.now if slope.requires_grad]
+
+    def keep(self, better: Bool[Tensor, " batch"]) -> None:
+        """Remember the slopes of some examples."""
+        mine = better[self.example]
+        self.best = [
+            torch.where(mine, now.detach(), best) if sought else best
+            for now, best, sought in zip(self.now, self.best, self.sides, strict=True)
+        ]
+
+    def resume(self) -> None:
+        """Go on from the best slopes."""
+        self.now = self.best
+
+    def step(self, derivatives: Iterator[Tensor | None], count: int, size: float) -> None:
+        """Take a step uphill, of a size that depends on a derivative's sign and steadiness but not on its scale."""
+        for side, (mean, square) in enumerate(self.means):
+            derivative = next(derivatives) if self.sides[side] else None
+            if derivative is None:
+                continue
+            mean.lerp_(derivative, 1 - FADING[0])
+            square.lerp_(derivative.square(), 1 - FADING[1])
+            share = size * math.sqrt(1 - FADING[1] ** count) / (1 - FADING[0] ** count)
+            moved = torch.addcdiv(
+                self.now[side].detach(), mean * (self.high - self.low), square.sqrt().clamp_(min=TINY), value=share
+            )
+            self.now[side] = torch.minimum(torch.maximum(moved, self.low), self.high)
+
+    def pull(self, nu: Tensor) -> tuple[tuple[Tensor], Float[Tensor, "1 batch"]]:
+        """Pull rows through the node: what arrives at its input, and the penalty of each example."""
+        rest, part = _Gather.apply(nu.reshape(-1), self.rest, self.index)
+        positive, negative = part.clamp(min=0), part.clamp(max=0)
+        lower, upper = (
+            self._height(slope, side) if sought else self.heights[side]
+            for side, (slope, sought) in enumerate(zip(self.now, self.sides, strict=True))
+        )
+        penalty = torch.zeros(self.batch, dtype=nu.dtype, device=nu.device)
+        penalty = penalty.index_add(0, self.example, positive * lower + negative * upper)
+        moved = positive * self.now[0] + negative * self.now[1]
+        return (_Scatter.apply(rest, moved, self.index).view(nu.shape),), penalty[None]
+
+    def chosen(self) -> Slopes:
+        """Return the best slopes of all elements."""
+        lower, upper = (self.spread(side) for side in self.best)
+        return Slopes((lower,), (upper,))
+
+    def spread(self, slope: Tensor) -> Tensor:
+        """Put slopes where they belong in the node."""
+        return self.rest.index_copy(0, self.index, slope).view(self.shape)
+
+    def _height(self, slope: Tensor, side: int) -> Tensor:
+        """Return how far the lower (``side`` 0) or upper (1) line is from the reference point, as ``Run.relate`` does."""
+        height = self.conjugate(slope, side) - self.value + slope * self.point
+        return height.clamp(min=0) if side else height.clamp(max=0)
+
+
+class Conjugate:
+    """The offsets of one node's lines at the elements whose slopes are sought, for many slopes over the same boxes.
+
+    Args:
+        layer: the node's rule.
+        box: of its input.
+        trial: says which elements, and where they belong.
+    """
+
+    def __init__(self, layer: Relaxed, box: Interval, trial: Trial) -> None:
+        self.layer, self.box, self.trial = layer, Interval(box.lower.detach(), box.upper.detach()), trial
+        self.small = Interval(trial._of(box.lower), trial._of(box.upper))
+        vertices = layer.vertices((self.box,))
+        self.vertices = vertices and tuple(part.flatten(1)[:, trial.index] for part in vertices)
+        self.compact = self.vertices is None and self._works_on_single_elements()
+
+    def __call__(self, slope: Tensor, side: int) -> Tensor:
+        """Return ``min`` (``side`` 0) or ``max`` (1) of ``f(z) - slope z``."""
+        if self.vertices is not None:
+            places, values = self.vertices
+            residuals = torch.addcmul(values, places, slope, value=-1)
+            return residuals.amax(0) if side else residuals.amin(0)
+        return self._picked(slope, side) if self.compact else self._whole(slope, side)
+
+    def _picked(self, slope: Tensor, side: int) -> Tensor:
+        offsets = self.layer.conjugate(_parallel(slope), (self.small,))
+        return offsets.upper if side else offsets.lower
+
+    def _whole(self, slope: Tensor, side: int) -> Tensor:
+        offsets = self.layer.conjugate(_parallel(self.trial.spread(slope)), (self.box,))
+        return (offsets.upper if side else offsets.lower).flatten()[self.trial.index]
+
+    def _works_on_single_elements(self) -> bool:
+        """Whether the rule gives picked elements the same lines as the whole node: not where it has parameters by channel."""
+        slope = self.trial.low
+        try:
+            return all(torch.equal(self._picked(slope, side), self._whole(slope, side)) for side in (0, 1))
+        except (RuntimeError, ValueError, IndexError, AutoDualError):
+            return False
+
+
+def _parallel(slope: Tensor) -> Slopes:
+    both = (slope,)
+    return Slopes(both, both)
+
+
+def _is_sought(run: Run, name: str) -> bool:
+    """Whether a node works element by element, does not jump, and has no composite operator's interval to mind."""
+    layer, lines = run.layers[name], run.lines[name]
+    return layer.facts.positionwise and layer.continuous() and lines.slopes is not None and name not in run.program.enclosures
+
+
+class _Gather(torch.autograd.Function):
+    """Multiply by the slopes of settled elements, 0 for the others, and pick these."""
+
+    @staticmethod
+    def forward(context: Any, flat: Tensor, rest: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both parts."""
+        context.save_for_backward(rest, index)
+        return flat * rest, flat[index]
+
+    @staticmethod
+    def backward(context: Any, whole: Tensor, part: Tensor) -> tuple[Tensor, None, None]:
+        """Return both parts' derivatives in one tensor."""
+        rest, index = context.saved_tensors
+        return (whole * rest).index_copy_(0, index, part), None, None
+
+
+class _Scatter(torch.autograd.Function):
+    """Write picked elements where there are zeros."""
+
+    @staticmethod
+    def forward(context: Any, rest: Tensor, part: Tensor, index: Tensor) -> Tensor:
+        """Return the whole, in place."""
+        context.save_for_backward(index)
+        context.mark_dirty(rest)
+        return rest.index_copy_(0, index, part)
+
+    @staticmethod
+    def backward(context: Any, whole: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Return the derivative as it is: what belongs to picked elements meets a slope of 0 in ``_Gather``."""
+        (index,) = context.saved_tensors
+        return whole, whole[index], None
