@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from autodual.bounds.run import Run, identity_rows
+from autodual.regions import Region
 from dual_layers import Field
 
 PIECE = 2**21
@@ -86,7 +87,7 @@ def walks_in_pairs(run: Run, name: str) -> bool:
 
 def _fits(run: Run, name: str) -> bool:
     if name in run.program.sources:
-        return run.regions[name].separable and run.regions[name].symmetric
+        return _is_box(run.regions[name]) or type(run.regions[name]).take is not Region.take
     layer = run.layers[name]
     if layer.facts.affine:
         return run.batch == 1 or run.is_shareable(name)
@@ -111,6 +112,11 @@ def choose_walk(run: Run, name: str, wanted: Tensor) -> PairWalk | None:
     if window is not None and window < whole:
         return walk if GATHERING * pairs * window < dense * whole else None
     return PairWalk(run, name, wanted, windows=False) if GATHERING * pairs < dense else None
+
+
+def _is_box(region: Region) -> bool:
+    """Whether an input's elements move on their own, equally far up and down."""
+    return region.separable and region.symmetric
 
 
 class PairWalk:
@@ -281,8 +287,8 @@ class PairWalk:
                 continue
             rows = self._merged(name, arrived, chunk)
             if name in run.program.sources:
-                reach = self._reach(name, rows, chunk)
-                lower, upper = lower - reach, upper + reach
+                below, above = self._reach(name, rows, chunk)
+                lower, upper = lower - below, upper + above
                 continue
             if run.layers[name].facts.affine:
                 parts = self._through_affine(name, rows, chunk)
@@ -296,11 +302,16 @@ class PairWalk:
 
     # What happens at a node.
 
-    def _reach(self, name: str, rows: Rows, chunk: Chunk) -> Tensor:
-        """Return how far an input may move the rows: its region is a box around its centre, or as good as one."""
-        x = self.run.given[name]
-        radius = self.run.regions[name].noise(x).scale.expand_as(x)
-        return self._contract(name, rows, (radius,), (Tensor.abs,), chunk)[0]
+    def _reach(self, name: str, rows: Rows, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """Return how far an input may move the rows down and up; windows of a box need not be put into the whole input."""
+        x, region = self.run.given[name], self.run.regions[name]
+        if _is_box(region):
+            (reach,) = self._contract(name, rows, (region.noise(x).scale.expand_as(x),), (Tensor.abs,), chunk)
+            return reach, reach
+        nu = self._whole(name, self._owned(rows, chunk), chunk).nu[None]
+        taken, own = region.take(chunk.examples, x), x[chunk.examples]
+        below = taken.excess(own, nu if region.symmetric else -nu)[0]
+        return below, below if region.symmetric else taken.excess(own, nu)[0]
 
     def _penalty(self, name: str, rows: Rows, chunk: Chunk) -> tuple[Tensor, Tensor]:
         lines = self.run.lines[name]

@@ -145,10 +145,10 @@ def test_every_layout_gives_the_dense_numbers(name: str, strict: bool, kind: typ
 
 @pytest.mark.parametrize("name", ["remainders", "skips, stride 2"])
 def test_small_chunks_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = built(name, 3)
+    model, x = built(name, 2)
     net, region = autodual.certify(model), autodual.LInf(0.1)
     expected = ends_and_gradients(net, x, region, autodual.Adaptive(rows="dense"))
-    for piece in (1, 2**12):
+    for piece in (2**12, 2**15):
         monkeypatch.setattr("autodual.bounds.pairs.PIECE", piece)
         for rows in ("whole", "windows"):
             found = ends_and_gradients(net, x, region, autodual.Adaptive(rows=rows))
@@ -174,12 +174,26 @@ def test_only_undecided_elements_have_a_row() -> None:
     assert f"{undecided:.4g} of 8 rows per example" in str(net.explain(x, region, autodual.Dual(rows="windows")))
 
 
-def test_round_balls_take_the_dense_walk() -> None:
-    model, x = built("remainders", 2)
-    net, region = autodual.certify(model), autodual.L2(0.2)
-    dense = net.bounds(x, region, method=autodual.Dual(rows="dense"))
-    other = net.bounds(x, region, method=autodual.Dual(rows="windows"))
-    torch.testing.assert_close(other.lower, dense.lower)
+class OwnBox(autodual.Region):
+    """A user's region, known by its support alone."""
+
+    def support(self, x: Tensor, v: Tensor) -> Tensor:
+        return (v * x).flatten(2).sum(-1) + 0.1 * v.abs().flatten(2).sum(-1)
+
+
+@pytest.mark.parametrize(
+    "region", [autodual.L2(0.4), autodual.L1(1.0), autodual.L2(0.4, domain=(-1.0, 1.0)), OwnBox()], ids=repr
+)
+@pytest.mark.parametrize("name", ["remainders", "tokens"])
+def test_regions_that_are_no_boxes(name: str, region: autodual.Region) -> None:
+    model, x = built(name, 3)
+    net = autodual.certify(model)
+    expected = net.bounds(x, region, method=autodual.Adaptive(rows="dense"))
+    for rows in LAYOUTS:
+        found = net.bounds(x, region, method=autodual.Adaptive(rows=rows))
+        torch.testing.assert_close((found.lower, found.upper), (expected.lower, expected.upper), rtol=1e-10, atol=1e-12)
+    rows = str(net.explain(x, region, autodual.Dual(rows="windows")))
+    assert ("rows per example" in rows) == (not isinstance(region, OwnBox))
 
 
 @pytest.mark.parametrize("kind", [autodual.Dual, autodual.Adaptive])
