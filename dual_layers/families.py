@@ -98,6 +98,24 @@ class Relaxed(DualLayer):
     def conjugate(self, slopes: Slopes, bounds: tuple[Interval, ...]) -> Offsets:
         """Return the best valid offsets for *any* slopes: the minimum and maximum of ``f(z) - slope . z``."""
 
+    def alternatives(self, bounds: tuple[Interval, ...], cells: int) -> list[tuple[Tensor, ...]]:
+        """List slopes that lines may have besides the chosen ones, for a linear program to pick from; any are sound.
+
+        By default, element by element, the chords of equal cells of the box: nearly the tangents in their middles.
+
+        Args:
+            bounds: the boxes of the perturbed inputs.
+            cells: how many slopes to try where no finite number is enough.
+        """
+        if not self.facts.positionwise:
+            return []
+        (box,) = bounds
+        bounded = box.lower.isfinite() & box.upper.isfinite()
+        low, high = torch.where(bounded, box.lower, 0.0), torch.where(bounded, box.upper, 0.0)
+        ends = [torch.where(bounded, torch.lerp(low, high, i / cells), box.lower) for i in range(cells)]
+        pieces = (Interval(*pair) for pair in zip(ends, [*ends[1:], box.upper], strict=True))
+        return [self.slopes((piece,), "parallel").lower for piece in pieces]
+
     def undecided(self, bounds: tuple[Interval, ...]) -> Tensor:
         """Tell which elements tighter bounds could still help; elsewhere the relaxation is exact.
 
@@ -276,6 +294,11 @@ class PiecewiseLinear(Relaxed):
         lower = _best_chord(points, lambda slope: -(_lower(fixed, slope) + _times(slope, middle)), reach)
         upper = _best_chord(points, lambda slope: _upper(fixed, slope) + _times(slope, middle), reach)
         return Slopes((lower,), (upper,))
+
+    def alternatives(self, bounds: tuple[Interval, ...], cells: int) -> list[tuple[Tensor, ...]]:
+        """List all chords, unless there are many: the edges of the function's convex hull over the box are among them."""
+        points = self.points(bounds[0])
+        return [(chord,) for chord in _chords(points)] if len(points) <= cells else super().alternatives(bounds, cells)
 
     def conjugate(self, slopes: Slopes, bounds: tuple[Interval, ...]) -> Offsets:
         """Minimise and maximise ``f(z) - slope * z`` over the points; what overflowed is only known to be large."""

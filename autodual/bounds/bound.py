@@ -8,8 +8,9 @@ from torch import Tensor
 
 from autodual.bounds.backward import Deviation
 from autodual.bounds.intermediate import allowance, in_chunks, relax
+from autodual.bounds.linear_program import Relaxation, relaxation, tightened
 from autodual.bounds.run import Run, meet
-from autodual.methods import Method
+from autodual.methods import LP, Method
 from dual_layers import NONE, Interval
 
 
@@ -31,7 +32,7 @@ def bound_rows(
     output = run.program.graph.output
     if output not in run.program.rules and output not in run.program.sources:
         return _constant(run, output, spec)
-    projections, value = relax(run, method, output), run.values[output]
+    projections, value = relax(run, method.base if isinstance(method, LP) else method, output), run.values[output]
     plain, proves = spec is None, run.claim and method.guarantee != NONE
     if plain:
         spec = torch.eye(run.features(output), dtype=value.dtype, device=value.device)
@@ -40,6 +41,8 @@ def bound_rows(
         deviation = _walked_back(run, output, rows, magnitude=proves, lower_only=lower_only)
     else:
         deviation = projections.row_bounds(output, rows)
+    if isinstance(method, LP):
+        deviation = tightened(run, method, output, rows, deviation, lower_only=lower_only)
     reference = rows * run.examples(output, value)[:, None]
     middle = reference.sum(-1)
     lower, upper = middle + deviation.lower.T, middle + deviation.upper.T
@@ -51,6 +54,14 @@ def bound_rows(
     if proves:
         slack = allowance(run, reference.abs().sum(-1), deviation).masked_fill(run.may_overflow()[:, None], torch.inf)
     return _known(lower, -torch.inf), _known(upper, torch.inf), _known(slack, torch.inf)
+
+
+def solve_relaxation(run: Run, method: LP, spec: Tensor) -> Relaxation:
+    """Solve the linear relaxations of rows of the output; arguments as for ``bound_rows``."""
+    output = run.program.graph.output
+    rows = spec[None] if spec.ndim == 2 else spec
+    relax(run, method.base, output)
+    return relaxation(run, method, output, rows, _walked_back(run, output, rows, magnitude=False, lower_only=True))
 
 
 def _walked_back(run: Run, output: str, rows: Tensor, *, magnitude: bool, lower_only: bool) -> Deviation:

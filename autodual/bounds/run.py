@@ -331,14 +331,14 @@ class Run:
         layers = self.program.bind_enclosures(name, self.model, self.values)
         return zip(self.program.enclosures.get(name, ()), layers, strict=True)
 
-    def relate(self, name: str, slopes: Slopes, box: tuple[Interval, ...]) -> Lines:
-        """Turn slopes into lines seen from the reference point."""
+    def relate(self, name: str, slopes: Slopes, box: tuple[Interval, ...], *, levelled: bool = True) -> Lines:
+        """Turn slopes into lines seen from the reference point; unless told otherwise level ones where those are closer."""
         layer, value = self.layers[name], self.values[name]
         offsets = layer.conjugate(slopes, box)
         lower = offsets.lower - value + layer.push(slopes.lower, self.parents(name))
         upper = offsets.upper - value + layer.push(slopes.upper, self.parents(name))
         lines = Lines(slopes, lower.clamp(max=0), upper.clamp(min=0))
-        return self._levelled(name, lines) if name in self.program.enclosures and not self.strict else lines
+        return self._levelled(name, lines) if levelled and name in self.program.enclosures and not self.strict else lines
 
     def _levelled(self, name: str, lines: Lines) -> Lines:
         """Make lines level where they are further apart than a composite operator's own interval."""
