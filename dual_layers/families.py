@@ -15,6 +15,8 @@ from dual_layers.checks import check_not_widened
 from dual_layers.contract import Call, Choice, DualLayer, Facts, Interval, Offsets, Slopes, fill
 
 Points = list[tuple[Tensor, Tensor]]
+MOST_POINTS = 8
+"""Points of a piecewise-linear function all of whose chords are tried where many lines may be."""
 
 
 class Affine(DualLayer):
@@ -298,7 +300,7 @@ class PiecewiseLinear(Relaxed):
     def alternatives(self, bounds: tuple[Interval, ...], cells: int) -> list[tuple[Tensor, ...]]:
         """List all chords, unless there are many: the edges of the function's convex hull over the box are among them."""
         points = self.points(bounds[0])
-        return [(chord,) for chord in _chords(points)] if len(points) <= cells else super().alternatives(bounds, cells)
+        return [(chord,) for chord in _chords(points)] if len(points) <= MOST_POINTS else super().alternatives(bounds, cells)
 
     def conjugate(self, slopes: Slopes, bounds: tuple[Interval, ...]) -> Offsets:
         """Minimise and maximise ``f(z) - slope * z`` over the points; what overflowed is only known to be large."""

@@ -42,6 +42,9 @@ NEGLIGIBLE = 1e-9
 MOST_CANCELLED = 4.0
 """How many times their sum multipliers may amount to, for offsets to be mixed by them."""
 
+OUT_OF_TIME = 1
+"""scipy's number for a limit that was reached."""
+
 log = logging.getLogger(__name__)
 
 
@@ -155,10 +158,11 @@ def candidates(run: Run, name: str, cells: int) -> Candidates:
 
     The last part of a composite operator has level lines too, at the ends of the whole operator's interval.
     """
-    box, positionwise = _boxes(run, name), _is_positionwise(run, name)
-    slopes = _slopes(run, name, cells)
-    lines = [run.relate(name, Slopes(each, each), box, levelled=False) for each in slopes]
+    box, positionwise, slopes = _boxes(run, name), _is_positionwise(run, name), _slopes(run, name, cells)
     level = name in run.program.enclosures and not run.strict and len(slopes) > 1
+    exact = positionwise and not level
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not exact):  # offsets that are not mixed only serve the solver
+        lines = [run.relate(name, Slopes(each, each), box, levelled=False) for each in slopes]
     if level:
         hull, value = run.hull(name), run.values[name]
         slopes.append(tuple(torch.zeros_like(each) for each in slopes[0]))
@@ -172,7 +176,7 @@ def candidates(run: Run, name: str, cells: int) -> Candidates:
         reach = [run.examples(parent, end - run.values[parent]) for end in (box[0].lower, box[0].upper)]
         below = below & ~_dominated([-(slope * end + lower) for end in reach])
         above = above & ~_dominated([slope * end + upper for end in reach])
-    return Candidates(slopes, lower, upper, below, above, positionwise and not level)
+    return Candidates(slopes, lower, upper, below, above, exact)
 
 
 @torch.no_grad()
@@ -564,14 +568,21 @@ class Program:
 
 
 def _solved(objective: Array, constraints: tuple[Any, ...], time_limit: float | None) -> Any | None:
-    """Ask HiGHS; None where it has no optimum to show."""
+    """Ask HiGHS; None where it has no optimum to show.
+
+    The centre of the region is feasible, but presolve may say otherwise of tiny boxes: then it is left out.
+    """
     from scipy.optimize import linprog
 
-    options = {} if time_limit is None else {"time_limit": time_limit}
-    result = linprog(objective, *constraints, method="highs", options=options)
-    if result.status != 0:
+    for presolve in (True, False):
+        options = {"presolve": presolve} | ({} if time_limit is None else {"time_limit": time_limit})
+        result = linprog(objective, *constraints, method="highs", options=options)
+        if result.status == 0:
+            return result
         log.info("HiGHS: %s", result.message)
-    return result if result.status == 0 else None
+        if result.status == OUT_OF_TIME:
+            break
+    return None
 
 
 def _identity(count: int) -> Any:

@@ -6,7 +6,8 @@ import logging
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import linprog
+from scipy import optimize
+from scipy.optimize import OptimizeResult, linprog
 from torch import nn
 
 import autodual
@@ -287,6 +288,26 @@ def test_wrong_multipliers_give_a_looser_bound_never_a_wrong_one(monkeypatch):
 
     monkeypatch.setattr(linear_program, "_solved", spoiled)
     assert (net.linear_program(x, BOX).bound <= exact.optimum + 1e-7).all()
+
+
+def test_a_solver_that_errs_is_asked_again(monkeypatch):
+    """HiGHS' presolve calls some programs with tiny boxes infeasible; one that runs out of time is not asked again."""
+    net, x, asked = autodual.certify(made(lambda: layers(nn.ReLU()))), points(1, 4), []
+
+    def failing(*arguments, options, status=2, **others):
+        asked.append(options["presolve"])
+        if options["presolve"]:
+            return OptimizeResult(status=status, message="no")
+        return linprog(*arguments, options=options, **others)
+
+    exact = net.linear_program(x, BOX).optimum
+    monkeypatch.setattr(optimize, "linprog", failing)
+    torch.testing.assert_close(net.linear_program(x, BOX).optimum, exact, rtol=0, atol=1e-7)
+    assert asked == 2 * [True, False]
+    asked.clear()
+    monkeypatch.setattr(optimize, "linprog", lambda *arguments, **others: failing(*arguments, status=1, **others))
+    assert net.linear_program(x, BOX).optimum.isnan().all()
+    assert asked == 2 * [True]
 
 
 def test_a_limit_on_time_is_passed_on(monkeypatch):
