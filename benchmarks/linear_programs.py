@@ -106,14 +106,14 @@ def line(name: str, outcome: Outcome) -> list[str]:
         f"{outcome.accuracy:.1%}",
         *(f"{value.mean():.3f}" for value in means),
         f"{gap.median():.3f}",
-        f"{gap.max():.3f}",
-        f"{(gap.sum() / distance.sum()):.0%}",
+        f"{gap.median() / outcome.program.abs().median():.0%}",
+        f"{gap.sum() / distance.sum():.0%}",
         f"{(outcome.proved - outcome.program).abs().max():.0e}",
         f"{outcome.seconds:.2f}",
     ]
 
 
-HEADER = ["network", "accuracy", "attack", "LP", "dual", "LP - dual", "most", "of the way", "walk - LP", "s / LP"]
+HEADER = ["network", "accuracy", "attack", "LP", "bound", "gap", "of |LP|", "of the way", "walk - LP", "s / LP"]
 
 
 def draw(outcomes: dict[str, Outcome], eps: float, path: Path) -> None:
@@ -145,10 +145,9 @@ def main() -> None:
     for name, model in networks.items():
         outcomes[name] = examine(model, arguments.images, arguments.eps, arguments.method)
         print(f"{name}: done", flush=True)
-    print(
-        f"\nmargins f_y - f_j of {arguments.images} images, LInf({arguments.eps:g}) in 0..1, method {arguments.method!r}, float64, seed 0"
-    )
-    print(f"means; 'LP - dual': median; 'of the way': share of the distance from dual to attack; {machine()}\n")
+    setting = f"{arguments.images} images, LInf({arguments.eps:g}) in 0..1, method {arguments.method!r}, float64, seed 0"
+    print(f"\nmargins f_y - f_j: {setting}; {machine()}")
+    print("attack, LP, bound: means; gap: median of LP - bound, its share of the median |LP| and of the way to the attack\n")
     print(table(HEADER, [line(name, outcome) for name, outcome in outcomes.items()]))
     draw(outcomes, arguments.eps, arguments.output)
     print(f"\nwrote {arguments.output}")

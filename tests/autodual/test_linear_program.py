@@ -12,7 +12,9 @@ from torch import nn
 
 import autodual
 from autodual.attacks import minimize
-from autodual.bounds import linear_program
+from autodual.bounds import sparse_program
+from autodual.bounds.bound import bound_rows
+from autodual.bounds.candidates import candidates
 from autodual.errors import SpecificationError
 from tests.reference.lp import Ball, Relu, minimum
 from tests.reference.networks import NETWORKS, random_network
@@ -126,7 +128,7 @@ def test_one_hidden_layer_against_a_program_written_by_hand(seed):
     (box,) = net.intermediate(x, BOX, "adaptive").values()
     for number, row in enumerate(rows.numpy()):
         assert abs(found.optimum[0, number].item() - by_hand(model, x, BOX, row, box)) < 1e-7
-    torch.testing.assert_close(found.bound, found.optimum, rtol=0, atol=1e-7)
+    torch.testing.assert_close(found.bound, found.optimum, rtol=0, atol=1e-8)
 
 
 REGIONS = {
@@ -150,8 +152,8 @@ def test_relu_networks_against_the_reference(kind, label):
         bounds = {name: (box.lower[own], box.upper[own]) for name, box in zip(read, boxes, strict=True)}
         optima = minimum(model.steps(), x[own], ball, bounds, torch.eye(3, dtype=DOUBLE))
         expected = torch.tensor([value for value, _ in optima], dtype=DOUBLE)
-        torch.testing.assert_close(found.optimum[example], expected, rtol=0, atol=1e-6)
-    torch.testing.assert_close(found.bound, found.optimum, rtol=0, atol=1e-6)
+        torch.testing.assert_close(found.optimum[example], expected, rtol=0, atol=1e-8)
+    torch.testing.assert_close(found.bound, found.optimum, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -184,9 +186,9 @@ def test_the_walk_reaches_the_optimum(kind):
     build, inputs = MODELS[kind]
     net, x = autodual.certify(made(build)), points(2, inputs)
     found = net.linear_program(x, BOX, method=autodual.LP(cells=4))
-    assert (found.bound >= found.optimum - 1e-6).all()
+    assert (found.bound >= found.optimum - 1e-8).all()
     if kind in ("hardtanh", "leaky"):
-        torch.testing.assert_close(found.bound, found.optimum, rtol=0, atol=1e-6)
+        torch.testing.assert_close(found.bound, found.optimum, rtol=0, atol=1e-8)
 
 
 def test_points_and_multipliers_solve_the_program():
@@ -220,10 +222,34 @@ def test_several_inputs_each_with_its_region():
     net, x, y = autodual.certify(made(Two)), points(2, 3), points(2, 2, seed=1)
     regions = {"x": autodual.L1(0.4), "y": autodual.Box(0.2, 0.8)}
     found, base = net.linear_program((x, y), regions), net.bounds((x, y), regions, method="adaptive")
-    torch.testing.assert_close(found.bound, found.optimum, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.bound, found.optimum, rtol=0, atol=1e-8)
     assert (found.bound >= base.lower - 1e-9).all()
     assert regions["x"].contains(x, found.points["x"][0], 1e-6).all()
     assert regions["y"].contains(y, found.points["y"][0], 1e-6).all()
+
+
+def test_products_of_matrices_share_their_slopes():
+    """Each of a product's elements would have slopes of its own if shapes were all that counted: here all are 2x2."""
+    net, x = autodual.certify(made(Attention)), points(2, 4)
+    run = net._run(net._problem(x, BOX))
+    bound_rows(run, autodual.Adaptive(), None)
+    counts = {type(run.layers[name]).__name__: len(candidates(run, name, 4).slopes) for name in run.program.relaxed}
+    assert counts["DualMatrixProduct"] == 1
+    assert counts["DualExp"] > 4
+
+
+def test_where_a_region_leaves_a_domain_nothing_is_known():
+    net = autodual.certify(Logarithm().double())
+    found = net.bounds(torch.tensor([[0.5], [0.3]], dtype=DOUBLE), autodual.LInf(0.15), method="lp")
+    assert found.lower.isfinite().tolist() == [[True], [False]]
+    assert found.lower[0] <= torch.log(torch.tensor(0.15)) + 0.35 <= found.upper[0]
+
+
+def test_what_needs_no_program():
+    """Affine models, and no rows at all."""
+    net, x = autodual.certify(made(lambda: nn.Linear(3, 2))), points(2, 3)
+    torch.testing.assert_close(net.linear_program(x, BOX).optimum, net.bounds(x, BOX).lower, rtol=0, atol=1e-9)
+    assert net.bounds(x, BOX, torch.zeros(0, 2), method="lp").lower.shape == (2, 0)
 
 
 def test_a_batch_is_its_examples():
@@ -266,7 +292,7 @@ def test_the_loss_has_the_optimum_s_derivative():
 def test_where_the_solver_fails_the_other_bound_remains(monkeypatch, caplog):
     net, x = autodual.certify(made(lambda: layers(nn.ReLU()))), points(2, 4)
     with caplog.at_level(logging.WARNING), monkeypatch.context() as patched:
-        patched.setattr(linear_program, "_solved", lambda *arguments: None)
+        patched.setattr(sparse_program, "solved", lambda *arguments: None)
         found, bounds = net.linear_program(x, BOX), net.bounds(x, BOX, method="lp")
     base = net.bounds(x, BOX, method="adaptive")
     assert found.optimum.isnan().all()
@@ -279,14 +305,14 @@ def test_where_the_solver_fails_the_other_bound_remains(monkeypatch, caplog):
 def test_wrong_multipliers_give_a_looser_bound_never_a_wrong_one(monkeypatch):
     model, x = made(lambda: layers(nn.ReLU())), points(2, 4)
     net, exact = autodual.certify(model), autodual.certify(model).linear_program(x, BOX)
-    seed, solved = np.random.default_rng(0), linear_program._solved
+    seed, solved = np.random.default_rng(0), sparse_program.solved
 
     def spoiled(*arguments):
         result = solved(*arguments)
         result.ineqlin.marginals = result.ineqlin.marginals * seed.uniform(0, 3, len(result.ineqlin.marginals))
         return result
 
-    monkeypatch.setattr(linear_program, "_solved", spoiled)
+    monkeypatch.setattr(sparse_program, "solved", spoiled)
     assert (net.linear_program(x, BOX).bound <= exact.optimum + 1e-7).all()
 
 
@@ -311,8 +337,8 @@ def test_a_solver_that_errs_is_asked_again(monkeypatch):
 
 
 def test_a_limit_on_time_is_passed_on(monkeypatch):
-    net, x, seen, solved = autodual.certify(made(lambda: layers(nn.ReLU()))), points(1, 4), [], linear_program._solved
-    monkeypatch.setattr(linear_program, "_solved", lambda *arguments: seen.append(arguments[-1]) or solved(*arguments))
+    net, x, seen, solved = autodual.certify(made(lambda: layers(nn.ReLU()))), points(1, 4), [], sparse_program.solved
+    monkeypatch.setattr(sparse_program, "solved", lambda *arguments: seen.append(arguments[-1]) or solved(*arguments))
     net.bounds(x, BOX, method=autodual.LP(time_limit=7.0))
     assert seen == [7.0] * 4
 
@@ -334,6 +360,13 @@ def test_refusals():
         autodual.LP(cells=0)
     with pytest.raises(SpecificationError, match="time_limit must be None or a positive number"):
         autodual.LP(time_limit=0.0)
+
+
+class Logarithm(nn.Module):
+    """Has values above 0.2 only."""
+
+    def forward(self, x):
+        return torch.log(x - 0.2) + torch.relu(x)
 
 
 class Constant(nn.Module):
