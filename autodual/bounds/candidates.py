@@ -102,6 +102,8 @@ def _can_mix(run: Run, name: str, slopes: tuple[Tensor, ...]) -> bool:
 
     Tried out, since offsets are mixed on the strength of it: is ``w * (slope . z) == (w * slope) . z`` for random ``w``, ``z``?
     """
+    if is_positionwise(run, name):
+        return True
     layer, seed = run.layers[name], torch.Generator().manual_seed(0)
 
     def draw(like: Tensor) -> Tensor:

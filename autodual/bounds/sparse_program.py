@@ -99,8 +99,10 @@ class SparseProgram:
         self, name: str, number: tuple[int, int], side: float, terms: Mapping[str, Any], offset: Array, chosen: Any
     ) -> None:
         """Add ``side (slope . d_parents - d) <= -side offset`` for the chosen elements."""
-        own = (self.spans[name].start, -side * _identity(self._count(name))[chosen])
-        parts = [own, *((self.spans[key].start, side * each[chosen]) for key, each in terms.items())]
+        parts = []
+        if len(chosen):
+            parts = [(self.spans[key].start, side * each[chosen]) for key, each in terms.items()]
+            parts.append((self.spans[name].start, -side * _identity(self._count(name))[chosen]))
         self.lines.append((name, number, side, chosen, self.below.add(parts, -side * offset[chosen])))
 
     def add_diamond(self, name: str, radius: float) -> None:
