@@ -1,8 +1,9 @@
 """AutoDual: certify, train and check neural networks through their Fenchel dual."""
 
+from autodual.bounds.linear_program import Relaxation
 from autodual.errors import AutoDualError, CertificateError, SpecificationError, TraceError, UnsupportedOperatorError
 from autodual.losses import RobustLoss
-from autodual.methods import IBP, Adaptive, Auto, Dual, Optimized, Projected
+from autodual.methods import IBP, LP, Adaptive, Auto, Dual, Optimized, Projected
 from autodual.network import BoundModule, certify
 from autodual.normalize import Normalize
 from autodual.regions import L1, L2, Box, LInf, Region
@@ -14,6 +15,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Adaptive", "Auto", "AutoDualError", "BoundModule", "Bounds", "Box", "CertificateError", "Dual", "Guarantee", "IBP", "L1",
-    "L2", "LInf", "NONE", "Normalize", "Optimized", "Projected", "REAL", "ROUNDED", "Region", "Report", "RobustLoss",
-    "SpecificationError", "TraceError", "UnsupportedOperatorError", "Verdict", "certify", "probabilistic",
+    "L2", "LInf", "LP", "NONE", "Normalize", "Optimized", "Projected", "REAL", "ROUNDED", "Region", "Relaxation", "Report",
+    "RobustLoss", "SpecificationError", "TraceError", "UnsupportedOperatorError", "Verdict", "certify", "probabilistic",
 ]

@@ -317,7 +317,51 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-Method = IBP | Dual | Adaptive | Optimized | Auto | Projected
+@dataclass(frozen=True)
+class LP(Proof):
+    """``"lp"``: the optimum of the linear relaxation (thesis, eq. 3.6) by scipy's HiGHS, for reference and small networks.
+
+    One program for every row of every example, over the boxes that another method finds. The bound does not rest on the solver:
+    its multipliers only choose the slopes of an ordinary dual network, and where it fails the other method's bound remains.
+
+    Attributes:
+        intermediate: the method that bounds the inputs of nonlinear nodes: a name, or options such as ``Dual(strict=True)``.
+        cells: slopes tried for a curved operator, which has no finite number of best lines.
+        time_limit: seconds that one program may take; None for no limit.
+
+    Example:
+        >>> import autodual, torch
+        >>> class Gap(torch.nn.Module):  # takes the values 0 to 1 for x from -1 to 3
+        ...     def forward(self, x):
+        ...         return torch.relu(x) - x
+        >>> net, x, region = autodual.certify(Gap()), torch.zeros(1, 1), autodual.Box(-1.0, 3.0)
+        >>> bounds = net.bounds(x, region, method=autodual.LP(intermediate="dual"))
+        >>> bounds.lower, bounds.upper
+        (tensor([[0.]]), tensor([[1.]]))
+    """
+
+    intermediate: str | Method = "adaptive"
+    cells: int = 16
+    time_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if not isinstance(self.base, Proof) or isinstance(self.base, (Auto, LP)):
+            raise SpecificationError(
+                f'intermediate must prove its boxes by walks, as "dual" and "adaptive" do, got {self.intermediate!r}'
+            )
+        if not _is_count(self.cells):
+            raise SpecificationError(f"cells must be a positive integer, got {self.cells!r}")
+        if self.time_limit is not None and not self.time_limit > 0:
+            raise SpecificationError(f"time_limit must be None or a positive number of seconds, got {self.time_limit!r}")
+
+    @property
+    def base(self) -> Method:
+        """The options of the method that finds the boxes."""
+        return resolve(self.intermediate)
+
+
+Method = IBP | Dual | Adaptive | Optimized | Auto | Projected | LP
 
 METHODS: dict[str, type[Method]] = {
     "interval": IBP,
@@ -326,6 +370,7 @@ METHODS: dict[str, type[Method]] = {
     "optimized": Optimized,
     "auto": Auto,
     "projected": Projected,
+    "lp": LP,
 }
 
 

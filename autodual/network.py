@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autodual.accounting import Accountant
-from autodual.bounds.bound import bound_rows
+from autodual.bounds.bound import bound_rows, solve_relaxation
+from autodual.bounds.linear_program import Relaxation
 from autodual.bounds.run import Run
 from autodual.domains import violations
 from autodual.errors import SpecificationError, TraceError
 from autodual.explain import Explanation, explain
-from autodual.methods import Auto, Method, at_once, resolve
+from autodual.methods import LP, Auto, Method, at_once, resolve
 from autodual.preparation import Inputs, Preparation, Regions
 from autodual.problem import Problem, run_model
 from autodual.radius import MOST_STEPS, largest_certified
@@ -319,6 +320,36 @@ class BoundModule(nn.Module):
         bound_rows(run, options, None)
         guarantee = problem.guarantee & options.guarantee
         return {name: Interval(box.lower, box.upper, guarantee) for name, box in run.boxes.items()}
+
+    @_outside_inference
+    def linear_program(self, x: Inputs, region: Regions, spec: Tensor | None = None, method: LP | None = None) -> Relaxation:
+        """Solve the linear relaxation of rows of the outputs (thesis, eq. 3.6), and return its points and multipliers too.
+
+        Args:
+            x: the model's input.
+            region: the inputs to cover: boxes, l1 balls and others that planes bound.
+            spec: as for ``bounds``.
+            method: options, ``LP()`` by default.
+
+        Returns:
+            A ``Relaxation``: of each row the solver's optimum, ``(batch, rows)``, the lower bound that was proved from it, and
+            for every node that depends on the input the point and the multipliers, ``[rows, *node]``.
+
+        Raises:
+            SpecificationError: input, region or specification do not fit the model, or the region is round.
+        """
+        options, problem = method or LP(), self._problem(x, region)
+        if not isinstance(options, LP):
+            raise SpecificationError(f"linear_program takes options LP(...), got {options!r}")
+        if problem.batch == 0:
+            raise SpecificationError("an empty batch has no linear program")
+        spec = torch.eye(problem.outputs).to(problem.like) if spec is None else spec
+        spec = check_rows(spec, problem.batch, problem.outputs, problem.like)
+        with torch.no_grad():
+            run = self._run(problem)
+            if run.program.graph.output not in run.order:
+                raise SpecificationError("the output does not depend on the input: there is nothing to optimise")
+            return solve_relaxation(run, options, spec)
 
     @_outside_inference
     def explain(self, x: Inputs | None = None, region: Regions | None = None, method: str | Method = "dual") -> Explanation:

@@ -172,6 +172,11 @@ class DualProduct(Bilinear):
         upper = _better((y.lower, x.upper), (y.upper, x.lower), centers, x, y, -1.0)
         return Slopes(lower, upper)
 
+    def alternatives(self, bounds: tuple[Interval, ...], cells: int) -> list[tuple[Tensor, ...]]:
+        """Hold the factors at each pair of corners: McCormick's four planes, the product's convex hull."""
+        x, y = self.factors(bounds)
+        return [(known(y_held), known(x_held)) for y_held in (y.lower, y.upper) for x_held in (x.lower, x.upper)]
+
     @classmethod
     def samples(cls) -> Iterator[RuleSample]:
         """Yield the spellings, broadcasting either way and both at once, factors in either order, and what is another case."""

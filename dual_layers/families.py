@@ -15,6 +15,8 @@ from dual_layers.checks import check_not_widened
 from dual_layers.contract import Call, Choice, DualLayer, Facts, Field, Interval, Offsets, Slopes, fill
 
 Points = list[tuple[Tensor, Tensor]]
+MOST_POINTS = 8
+"""Points of a piecewise-linear function all of whose chords are tried where many lines may be."""
 
 _SHARES = (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 """Places in a box between which the default range of slopes looks at chords."""
@@ -115,6 +117,24 @@ class Relaxed(DualLayer):
     @abstractmethod
     def conjugate(self, slopes: Slopes, bounds: tuple[Interval, ...]) -> Offsets:
         """Return the best valid offsets for *any* slopes: the minimum and maximum of ``f(z) - slope . z``."""
+
+    def alternatives(self, bounds: tuple[Interval, ...], cells: int) -> list[tuple[Tensor, ...]]:
+        """List slopes that lines may have besides the chosen ones, for a linear program to pick from; any are sound.
+
+        By default, element by element, the chords of equal cells of the box: nearly the tangents in their middles.
+
+        Args:
+            bounds: the boxes of the perturbed inputs.
+            cells: how many slopes to try where no finite number is enough.
+        """
+        if not self.facts.positionwise:
+            return []
+        (box,) = bounds
+        bounded = box.lower.isfinite() & box.upper.isfinite()
+        low, high = torch.where(bounded, box.lower, 0.0), torch.where(bounded, box.upper, 0.0)
+        ends = [torch.where(bounded, torch.lerp(low, high, i / cells), box.lower) for i in range(cells)]
+        pieces = (Interval(*pair) for pair in zip(ends, [*ends[1:], box.upper], strict=True))
+        return [self.slopes((piece,), "parallel").lower for piece in pieces]
 
     def undecided(self, bounds: tuple[Interval, ...]) -> Tensor:
         """Tell which elements tighter bounds could still help; elsewhere the relaxation is exact.
@@ -326,6 +346,11 @@ class PiecewiseLinear(Relaxed):
         """Return the least and the greatest chord."""
         chords = torch.stack(list(_chords(self.points(bounds[0]))))
         return chords.amin(0), chords.amax(0)
+
+    def alternatives(self, bounds: tuple[Interval, ...], cells: int) -> list[tuple[Tensor, ...]]:
+        """List all chords, unless there are many: the edges of the function's convex hull over the box are among them."""
+        points = self.points(bounds[0])
+        return [(chord,) for chord in _chords(points)] if len(points) <= MOST_POINTS else super().alternatives(bounds, cells)
 
     def conjugate(self, slopes: Slopes, bounds: tuple[Interval, ...]) -> Offsets:
         """Minimise and maximise ``f(z) - slope * z`` over the points; what overflowed is only known to be large."""

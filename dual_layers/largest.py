@@ -108,6 +108,11 @@ class DualLargest(Relaxed):
             return Slopes(both, both)
         return Slopes((_one_hot(torch.where(rivals & bounded, middle, -torch.inf)),), (above,))
 
+    def alternatives(self, bounds: tuple[Interval, ...], cells: int) -> list[tuple[Tensor, ...]]:
+        """List the elements one by one: the largest lies above each."""
+        z = bounds[0].lower
+        return [(row.expand_as(z),) for row in torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)]
+
     def conjugate(self, slopes: Slopes, bounds: tuple[Interval, ...]) -> Offsets:
         """Bound ``f(z) - slope . z`` over the box and over the box of differences, and keep the better bound."""
         z, d = self._boxes(bounds)

@@ -13,8 +13,10 @@ from autodual.bounds.auto import Escalation
 from autodual.bounds.backward import Deviation
 from autodual.bounds.combined import Combined
 from autodual.bounds.intermediate import allowance, in_chunks, relax
+from autodual.bounds.linear_program import Relaxation, relaxation, tightened
+from autodual.bounds.projected import Projections
 from autodual.bounds.run import Run, meet
-from autodual.methods import Auto, Method, Optimized
+from autodual.methods import LP, Auto, Method, Optimized
 from dual_layers import NONE, Interval
 
 
@@ -47,8 +49,8 @@ def bound_rows(
     if isinstance(method, Auto):
         turns = Escalation(run, method, until_positive=until_positive, lower_only=lower_only)
         return turns.bounds(spec, partial(bound_rows, lower_only=lower_only, until_positive=until_positive))
-    combined = Combined(run, method, output, known or {}) if isinstance(method, Optimized) else None
-    projections, value = None if combined else relax(run, method, output), run.values[output]
+    combined, projections = _relaxed(run, method, output, known)
+    value = run.values[output]
     plain, proves = spec is None, run.claim and method.guarantee != NONE
     if plain:
         spec = torch.eye(run.features(output), dtype=value.dtype, device=value.device)
@@ -62,6 +64,8 @@ def bound_rows(
         deviation = _walked_back(run, output, rows, magnitude=proves, lower_only=lower_only)
     else:
         deviation = projections.row_bounds(output, rows)
+    if isinstance(method, LP):
+        deviation = tightened(run, method, output, rows, deviation, lower_only=lower_only)
     upper = torch.full_like(middle, torch.inf) if deviation.upper is None else middle + deviation.upper.T
     lower = middle + deviation.lower.T
     if plain and not run.strict:
@@ -72,6 +76,24 @@ def bound_rows(
     if proves:
         slack = allowance(run, reference.abs().sum(-1), deviation).masked_fill(run.may_overflow()[:, None], torch.inf)
     return _known(lower, -torch.inf), _known(upper, torch.inf), _known(slack, torch.inf)
+
+
+def _relaxed(
+    run: Run, method: Method, output: str, known: Mapping[type[Method], Run] | None
+) -> tuple[Combined | None, Projections | None]:
+    """Fix the lines of everything before the output, for a linear program those of the method that finds its boxes."""
+    base = method.base if isinstance(method, LP) else method
+    if isinstance(base, Optimized):
+        return Combined(run, base, output, known or {}), None
+    return None, relax(run, base, output)
+
+
+def solve_relaxation(run: Run, method: LP, spec: Tensor) -> Relaxation:
+    """Solve the linear relaxations of rows of the output; arguments as for ``bound_rows``."""
+    output = run.program.graph.output
+    rows = spec[None] if spec.ndim == 2 else spec
+    _relaxed(run, method, output, None)
+    return relaxation(run, method, output, rows, _walked_back(run, output, rows, magnitude=False, lower_only=True))
 
 
 def _walked_back(run: Run, output: str, rows: Tensor, *, magnitude: bool, lower_only: bool) -> Deviation:

@@ -97,9 +97,15 @@ def test_certify_writes_what_verify_says(files, capsys):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_norm_and_method(files, norm, method):
     options = ["--estimator", "tightest"] if method == "projected" else []
-    assert (
-        certify(files, "--norm", norm, "--method", method, *options, "--limit", "3", "--batch", "2", "--dtype", "float64") == 0
-    )
+    refused = method == "lp" and norm == "l2"  # a round region has no linear program
+    status = certify(files, "--norm", norm, "--method", method, *options, "--limit", "3", "--batch", "2", "--dtype", "float64")
+    assert status == (2 if refused else 0)
+
+
+def test_options_of_linear_programs(files):
+    assert certify(files, "--method", "lp", "--intermediate", "dual", "--time-limit", "30", "--limit", "1") == 0
+    assert certify(files, "--method", "dual", "--time-limit", "30", "--limit", "1") == 2
+    assert certify(files, "--method", "lp", "--intermediate", "projected", "--limit", "1") == 2
 
 
 def test_what_was_drawn_is_written_down(files):
