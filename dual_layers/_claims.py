@@ -340,9 +340,14 @@ def _against_differences(case: Case, constants: list[Tensor]) -> None:
 def _finite(case: Case, probe: Probe, constants: list[Tensor]) -> None:
     boxes, nu, tangents, variables = _leaves(case, probe.boxes)
     variables = variables + constants
-    for name, outputs in case.outputs(case.layer, boxes, nu, tangents).items():
-        total = sum(output.sum() for output in outputs)
-        if total.requires_grad:
-            grads = torch.autograd.grad(total, variables, allow_unused=True, retain_graph=True)
-            finite = all(grad is None or bool(grad.isfinite().all()) for grad in grads)
+    totals = {name: sum(part.sum() for part in said) for name, said in case.outputs(case.layer, boxes, nu, tangents).items()}
+    totals = {name: total for name, total in totals.items() if total.requires_grad}
+    if totals and not _has_finite_gradient(sum(totals.values()), variables):  # one pass for all, then one for each
+        for name, total in totals.items():
+            finite = _has_finite_gradient(total, variables)
             require(finite, f"{name}: gradient in bounds, rows or constants is not finite, box '{probe.name}'")
+
+
+def _has_finite_gradient(total: Tensor, variables: list[Tensor]) -> bool:
+    grads = torch.autograd.grad(total, variables, allow_unused=True, retain_graph=True)
+    return all(grad is None or bool(grad.isfinite().all()) for grad in grads)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
@@ -194,13 +194,14 @@ def without(rule: type[DualLayer], call: Call, name: str) -> Call | None:
     return replace(call, args=(*call.args[:place], changed[name], *call.args[place + 1 :]))
 
 
-def survey(rules: Iterable[type[DualLayer]], seed: int = 0) -> Iterator[Outcome]:
-    """Run the checker on every mutant of every rule."""
+def survey(rules: Iterable[type[DualLayer]], seed: int = 0, kinds: Collection[str] | None = None) -> Iterator[Outcome]:
+    """Run the checker on every mutant of every rule, or on those of some kinds."""
     for rule in rules:
         samples = [sample for sample in rule.samples() if sample.error is None]
         originals = [_Original(rule, sample, seed) for sample in samples]
         for mutant in mutants(rule):
-            yield _judge(mutant, originals, seed)
+            if kinds is None or mutant.kind in kinds:
+                yield _judge(mutant, originals, seed)
 
 
 def _judge(mutant: Mutant, originals: list[_Original], seed: int) -> Outcome:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from itertools import chain, combinations, pairwise
+from collections.abc import Callable
+from itertools import combinations, pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +20,7 @@ MOST_POINTS = 8
 
 _SHARES = (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 """Places in a box between which the default range of slopes looks at chords."""
+_TOGETHER = 2**16  # elements of the chords that are tried at once
 
 
 class Affine(DualLayer):
@@ -344,7 +345,7 @@ class PiecewiseLinear(Relaxed):
 
     def slope_range(self, bounds: tuple[Interval, ...]) -> tuple[Tensor, Tensor]:
         """Return the least and the greatest chord."""
-        chords = torch.stack(list(_chords(self.points(bounds[0]))))
+        chords = torch.stack(_chords(self.points(bounds[0])))
         return chords.amin(0), chords.amax(0)
 
     def alternatives(self, bounds: tuple[Interval, ...], cells: int) -> list[tuple[Tensor, ...]]:
@@ -408,9 +409,8 @@ def _chord(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> Tensor:
     return torch.where(usable, rise, 0.0) / torch.where(usable, run, 1.0)
 
 
-def _chords(points: Points) -> Iterator[Tensor]:
-    for left, right in combinations(points, 2):
-        yield _chord(left, right)
+def _chords(points: Points) -> list[Tensor]:
+    return [_chord(left, right) for left, right in combinations(points, 2)]
 
 
 def _best_chord(points: Points, cost: Callable[[Tensor], Tensor], reach: Tensor | None) -> Tensor:
@@ -418,15 +418,24 @@ def _best_chord(points: Points, cost: Callable[[Tensor], Tensor], reach: Tensor 
 
     Across a jump a chord may be as steep as you like and better by nothing but rounding. So at a function with jumps
     (``reach`` is then the largest ``|z|``) slope 0 comes first and a chord is charged with the rounding it causes.
+    Chords are tried many at a time, as long as that takes little memory.
     """
+
+    def charged(slopes: Tensor) -> Tensor:
+        value = cost(slopes)
+        return value if reach is None else value + 64 * torch.finfo(value.dtype).eps * _times(slopes.abs(), reach)
+
     best = lowest = None
-    candidates = _chords(points)
     if reach is not None:
-        candidates = chain([torch.zeros_like(points[0][1])], candidates)
-    for slope in candidates:
-        value = cost(slope.detach())
-        if reach is not None:
-            value = value + 64 * torch.finfo(value.dtype).eps * _times(slope.detach().abs(), reach)
+        best = torch.zeros_like(points[0][1])
+        lowest = charged(best)
+    z, values = (torch.stack(parts) for parts in zip(*points, strict=True))
+    pairs = torch.combinations(torch.arange(len(points), device=z.device)).T
+    for left, right in zip(*(part.split(max(1, _TOGETHER // max(1, z[0].numel()))) for part in pairs), strict=True):
+        slopes = _chord((z[left], values[left]), (z[right], values[right]))
+        costs = charged(slopes.detach())
+        first = costs.nan_to_num(torch.inf, torch.inf, -torch.inf).argmin(0, keepdim=True)
+        slope, value = slopes.gather(0, first)[0], costs.gather(0, first)[0]
         if best is None:
             best, lowest = slope, value
         else:

@@ -73,7 +73,9 @@ def test_faults_are_named() -> None:
     assert findings.faults() == ["dual: 2 of 7 points outside their bounds", "interval: 1 bounds are not finite"]
 
 
-@pytest.mark.parametrize("name", torchvision_style.SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "ViT-tiny" else ()) for name in torchvision_style.SMALL]
+)  # the zoo has a vision transformer too
 def test_models_of_torchvision_style_compile(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A fraction as wide as in the example; a corner of the region outside the bounds would end it."""
     torchvision_style.main({name: torchvision_style.SMALL[name]}, eps=1e-5)

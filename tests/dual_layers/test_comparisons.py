@@ -252,9 +252,9 @@ def test_bounds_hold_behind_more_layers_and_in_float32(name: str) -> None:
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
         model = nn.Sequential(After(MODELS[name], last=last), nn.ReLU(), nn.Linear(2, 2)).to(dtype)
         x = uniform(3, 4, seed=7).to(dtype)
-        values = sampled(model, x, 0.3)
+        values, net = sampled(model, x, 0.3), autodual.certify(model)
         for method in METHODS:
-            bounds = autodual.certify(model).bounds(x, LInf(0.3), method=method)
+            bounds = net.bounds(x, LInf(0.3), method=method)
             assert (values <= bounds.upper[:, None] + tolerance).all(), method
             assert (values >= bounds.lower[:, None] - tolerance).all(), method
 
@@ -286,21 +286,23 @@ class Jump(nn.Module):
 )
 def test_a_box_that_ends_on_the_jump(function, below: int, at: int, above: int, method: str) -> None:
     net = autodual.certify(Jump(function))
-    for center, eps, held in (
+    cases = (
         (0.5, 0.5, {below, at}),
         (1.5, 0.5, {at, above}),
         (1.0, 0.0, {at}),
         (1.0, 0.25, {below, at, above}),
         (0.0, 0.5, {below}),
         (2.5, 0.5, {above}),
-    ):
-        bounds = net.bounds(torch.tensor([[center]], dtype=torch.float64), LInf(eps), method=method)
-        assert bounds.lower.item() <= min(held) + 1e-9
-        assert bounds.upper.item() >= max(held) - 1e-9
-        assert bounds.lower.item() >= -1e-9
-        assert bounds.upper.item() <= 1 + 1e-9
+    )
+    centers, radii = (torch.tensor([case[part] for case in cases], dtype=torch.float64) for part in (0, 1))
+    bounds = net.bounds(centers[:, None], LInf(radii), method=method)
+    for (center, eps, held), lower, upper in zip(cases, bounds.lower, bounds.upper, strict=True):
+        assert lower.item() <= min(held) + 1e-9
+        assert upper.item() >= max(held) - 1e-9
+        assert lower.item() >= -1e-9
+        assert upper.item() <= 1 + 1e-9
         if abs(center - 1) > eps:
-            assert bounds.upper.item() - bounds.lower.item() < 1e-9
+            assert upper.item() - lower.item() < 1e-9
 
 
 def test_a_point_on_the_jump_is_exact_where_nothing_was_rounded() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -175,6 +176,13 @@ def built(name: str) -> tuple[nn.Module, Tensor]:
         return model, torch.randn(3, 6, dtype=torch.float64)
 
 
+@cache
+def certified(name: str) -> tuple[autodual.BoundModule, Tensor]:
+    """Trace each network once for all radii."""
+    model, x = built(name)
+    return autodual.certify(model), x
+
+
 @torch.no_grad()
 def reached(model: nn.Module, x: Tensor, eps: float, points: int = 2_000) -> tuple[Tensor, Tensor]:
     moves = 2 * torch.rand(points, *x.shape, generator=generator(5), dtype=x.dtype) - 1
@@ -186,9 +194,9 @@ def reached(model: nn.Module, x: Tensor, eps: float, points: int = 2_000) -> tup
 @pytest.mark.parametrize("eps", [1e-3, 0.05, 0.5])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_point_leaves_its_bounds(name: str, eps: float) -> None:
-    model, x = built(name)
-    lowest, highest = reached(model, x, eps)
-    net, widths = autodual.certify(model), {}
+    net, x = certified(name)
+    lowest, highest = reached(net.model, x, eps)
+    widths = {}
     for method in METHODS:
         bounds = net.bounds(x, autodual.LInf(eps), method=method)
         assert bounds.lower.isfinite().all()
