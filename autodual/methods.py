@@ -125,7 +125,7 @@ class Optimized(Proof):
 
     Attributes:
         steps: uphill steps for each row; with 0 the bound is the best of both methods' slopes, on the boxes of both.
-        intermediate: steps for each end of each undecided input of a nonlinear operator; 0 leaves the boxes as both methods
+        hidden_steps: steps for each end of each undecided input of a nonlinear operator; 0 leaves the boxes as both methods
             find them.
 
     Example:
@@ -140,13 +140,13 @@ class Optimized(Proof):
     """
 
     steps: int = 20
-    intermediate: int = 0
+    hidden_steps: int = 0
 
     strict: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the options."""
-        for name in ("steps", "intermediate"):
+        for name in ("steps", "hidden_steps"):
             if getattr(self, name) != 0 and not _is_count(getattr(self, name)):
                 raise SpecificationError(f"{name} must be an integer of at least 0, got {getattr(self, name)!r}")
 
@@ -162,7 +162,7 @@ class Auto(Proof):
 
     Attributes:
         steps: as for ``Optimized``.
-        intermediate: as for ``Optimized``.
+        hidden_steps: as for ``Optimized``.
         budget: seconds after which no further method is begun; the results then depend on how fast the computer is.
 
     Example:
@@ -176,7 +176,7 @@ class Auto(Proof):
     """
 
     steps: int = 20
-    intermediate: int = 0
+    hidden_steps: int = 0
     budget: float | None = None
 
     strict: ClassVar[bool] = False
@@ -191,7 +191,7 @@ class Auto(Proof):
     @property
     def best(self) -> Optimized:
         """The last method."""
-        return Optimized(self.steps, self.intermediate)
+        return Optimized(self.steps, self.hidden_steps)
 
     @property
     def stages(self) -> tuple[tuple[str, Method], ...]:

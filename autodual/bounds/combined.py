@@ -42,7 +42,7 @@ class Combined:
         for name in own[0].boxes:
             run.boxes[name] = meet(meet(*(fork.boxes[name] for fork in own)), run.hull(name))
             run.how[name] = own[0].how.get(name, "")
-        if method.intermediate:
+        if method.hidden_steps:
             self._refine()
         self.runs = [self._with_lines(fork) for fork in own]
         run.lines = self.runs[0].lines
@@ -128,7 +128,7 @@ class Combined:
             sign = torch.where(row < run.features(name), 1, -1)
             return (sign[:, None] * one_hot(row % run.features(name), run.features(name))).to(reference)
 
-        found = climb(run, name, pairs, torch.cat([wanted.T, wanted.T]), Ascent(self.method.intermediate), magnitude=False)
+        found = climb(run, name, pairs, torch.cat([wanted.T, wanted.T]), Ascent(self.method.hidden_steps), magnitude=False)
         below, above = found.lower.chunk(2)
         ends = (run.node(name, end) for end in (reference + below.T, reference - above.T))
         return meet(run.boxes[name], run.rounded(name, Interval(*ends)))

@@ -327,23 +327,23 @@ class PairWalk:
         for weight, part in zip(weights, parts, strict=True):
             table, index = self._table(name, weight, shape, rows.place, chunk)
             if rows.owned:
-                terms = part(rows.nu).flatten(1) * table[index]
-                result.append(terms.sum(1))
+                result.append((_flat(part(rows.nu)) * table[index]).sum(1))
             else:
-                result.append((table @ part(rows.nu).flatten(1).T)[index, chunk.templates])
+                result.append((table @ _flat(part(rows.nu)).T)[index, chunk.templates])
         return result
 
     def _through_lines(self, name: str, rows: Rows, chunk: Chunk) -> tuple[Rows, ...]:
         lines = self.run.lines[name]
         (lower,), (upper,) = lines.slopes.lower, lines.slopes.upper
-        rows, shape = self._owned(rows, chunk), rows.nu.shape
+        rows = self._owned(rows, chunk)
+        shape = rows.nu.shape
         if lines.sloping is not None:
             lower, upper = torch.where(lines.sloping, lower, 0.0), torch.where(lines.sloping, upper, 0.0)
         table, index = self._table(name, lower, shape[1:], rows.place, chunk)
-        slope = table[index].unflatten(1, shape[1:])
+        slope = table[index].reshape(shape)
         if not lines.slopes.parallel:
             table, index = self._table(name, upper, shape[1:], rows.place, chunk)
-            slope = torch.where(rows.nu > 0, slope, table[index].unflatten(1, shape[1:]))
+            slope = torch.where(rows.nu > 0, slope, table[index].reshape(shape))
         result = replace(rows, nu=rows.nu * slope, clean=True)
         self._note(result)
         return (result,)
@@ -384,7 +384,7 @@ class PairWalk:
             nu = layer.pull_windows(rows.nu)
         else:
             window = tuple((n - 1) * s + e for n, s, e in zip(rows.nu.shape[2:], field.stride, field.extent, strict=True))
-            nu = (rows.nu.flatten(1) @ matrix).unflatten(1, (-1, *window))
+            nu = (_flat(rows.nu) @ matrix).unflatten(1, (-1, *window))
         (parent,) = self.run.program.parents[name]
         result = replace(rows, nu=nu, place=place, clean=False)
         self._note(result)
@@ -442,7 +442,7 @@ class PairWalk:
         """Multiply pairs by something that every example shares, ``[1, *node]``."""
         alone = replace(chunk, start=(0, chunk.start[1]), stop=(1, chunk.stop[1]), examples=torch.zeros_like(chunk.examples))
         table, index = self._table(name, factor, rows.nu.shape[1:], rows.place, alone)
-        return replace(rows, nu=rows.nu * table[index].unflatten(1, rows.nu.shape[1:]), clean=True)
+        return replace(rows, nu=rows.nu * table[index].reshape(rows.nu.shape), clean=True)
 
     def _cleaned(self, name: str, rows: Rows, chunk: Chunk) -> Rows:
         """Set windows to zero where they reach beyond the node."""
@@ -560,6 +560,11 @@ def _unravelled(positions: Tensor, grid: tuple[int, ...]) -> list[Tensor]:
         result.append(positions % n)
         positions = positions // n
     return result[::-1]
+
+
+def _flat(nu: Tensor) -> Tensor:
+    """Bring rows to ``[rows, features]``; a node may have no axis but the batch's."""
+    return nu.flatten(1) if nu.dim() > 1 else nu[:, None]
 
 
 def _itself(nu: Tensor) -> Tensor:

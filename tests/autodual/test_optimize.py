@@ -14,7 +14,7 @@ from autodual.methods import Optimized
 from tests.reference.lp import Ball, Relu, minimum
 from tests.reference.networks import NETWORKS, random_network
 
-BOTH = Optimized(steps=4, intermediate=2)
+BOTH = Optimized(steps=4, hidden_steps=2)
 
 
 class Own(autodual.Region):
@@ -174,7 +174,7 @@ def test_intermediate_steps_tighten_the_boxes():
     net, region = autodual.certify(model), autodual.LInf(0.5)
     with torch.no_grad():
         plain = net.intermediate(x, region, method=Optimized(0))
-        climbed = net.intermediate(x, region, method=Optimized(0, intermediate=10))
+        climbed = net.intermediate(x, region, method=Optimized(0, hidden_steps=10))
         assert all((climbed[name].width <= plain[name].width + 1e-12).all() for name in plain)
         assert any((climbed[name].width < plain[name].width - 1e-4).any() for name in plain)
         widths = [net.bounds(x, region, method=Optimized(20, steps)).width.mean() for steps in (0, 10)]
@@ -237,7 +237,7 @@ def test_verify_stops_where_a_margin_is_proved_and_margins_do_not():
 def test_a_step_down_the_gradient_of_a_loss_lowers_it_by_as_much():
     model, x = build("relu", batch=2, seed=1)
     y, region = model(x).argmax(1), autodual.LInf(0.3)
-    net, method, parameters = autodual.certify(model), Optimized(steps=40, intermediate=2), list(model.parameters())
+    net, method, parameters = autodual.certify(model), Optimized(steps=40, hidden_steps=2), list(model.parameters())
     before = net.robust_loss(x, y, region, method=method)
     gradients = torch.autograd.grad(before, parameters)
     with torch.no_grad():
@@ -273,7 +273,7 @@ def test_domains_left_are_unknown_here_too():
     assert any("example 1" in text for text in report.violations)
 
 
-@pytest.mark.parametrize("option", [{"steps": -1}, {"steps": 2.5}, {"intermediate": -3}, {"steps": True}])
+@pytest.mark.parametrize("option", [{"steps": -1}, {"steps": 2.5}, {"hidden_steps": -3}, {"steps": True}])
 def test_options_are_checked(option):
     with pytest.raises(SpecificationError, match=f"{next(iter(option))} must be an integer of at least 0"):
         Optimized(**option)

@@ -105,6 +105,12 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         (2, 5, 5),
     ),
     "max pooling": (lambda: chain(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 3, 2)), (2, 8, 8)),
+    "no axis but the batch's": (
+        lambda: chain(
+            nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1), nn.Flatten(0), nn.ReLU(), nn.Unflatten(0, (-1, 1)), nn.Linear(1, 3)
+        ),
+        (5,),
+    ),
     "tokens": (lambda: chain(nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 6), nn.Tanh(), nn.Linear(6, 4)), (3, 5)),
 }  # fmt: skip
 
