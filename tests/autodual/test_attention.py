@@ -181,7 +181,14 @@ def reached(model: nn.Module, x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return torch.minimum(values.amin(0), attacked[:, :outputs]), torch.maximum(values.amax(0), -attacked[:, outputs:])
 
 
-LONG = ("encoder", "decoder")
+LONG = (
+    "fused, mask",
+    "minus infinity filled",
+    "vision transformer",
+    "encoder layer",
+    "encoder",
+    "decoder",
+)  # the zoo has such too
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in NETWORKS])

@@ -110,7 +110,11 @@ def reached(model: nn.Module, x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return torch.minimum(values.amin(0), attacked[:, :outputs]), torch.maximum(values.amax(0), -attacked[:, outputs:])
 
 
-LONG = ("LSTMCells on each other", "LSTM, both directions", "GRU, both last states")
+# The zoo has models of these kinds too.
+LONG = {
+    "RNNCell, relu", "LSTMCells on each other", "LSTM, last output", "LSTM, cell state, time first", "LSTM, both directions",
+    "GRU, both last states", "RNN",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in NETWORKS])
