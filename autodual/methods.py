@@ -125,8 +125,8 @@ class Optimized(Proof):
 
     Attributes:
         steps: uphill steps for each row; with 0 the bound is the best of both methods' slopes, on the boxes of both.
-        hidden_steps: steps for each end of each undecided input of a nonlinear operator; 0 leaves the boxes as both methods
-            find them.
+        hidden_steps: steps for both ends of undecided inputs of nonlinear operators, where an example has few of them at a
+            node; 0 leaves the boxes as both methods find them.
 
     Example:
         >>> import autodual, torch

@@ -20,6 +20,9 @@ from dual_layers import Interval
 STARTS = (Adaptive(), Dual())
 """Methods whose boxes are met and whose slopes the ascent starts from: neither is better everywhere."""
 
+MOST_ROWS = 128
+"""Undecided elements that a hidden node of one example may have for them to climb: many would cost more than all else."""
+
 
 class Combined:
     """Bounds of rows of a node by several methods on boxes that all of them share.
@@ -117,7 +120,10 @@ class Combined:
         for consumer in run.program.relaxed:
             for name in run.program.parents[consumer] if consumer in ancestors else ():
                 wanted = wanted_rows(run, name)
-                if wanted is not None and wanted.any():
+                if wanted is None:
+                    continue
+                wanted = wanted & (wanted.sum(1, keepdim=True) <= MOST_ROWS)
+                if wanted.any():
                     run.boxes[name] = self._refined(name, wanted)
                     run.forget_behind(name)
 
