@@ -20,7 +20,7 @@ from dual_layers import Interval
 STARTS = (Adaptive(), Dual())
 """Methods whose boxes are met and whose slopes the ascent starts from: neither is better everywhere."""
 
-MOST_ROWS = 128
+MOST_ROWS = 32
 """Undecided elements that a hidden node of one example may have for them to climb: many would cost more than all else."""
 
 
