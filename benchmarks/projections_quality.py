@@ -29,7 +29,7 @@ from benchmarks.projections_common import (
     show,
 )
 
-COUNTS = (10, 50, 100)
+COUNTS = (10, 50, 100, 200)
 """Numbers of projections of the text's Figure 3.19."""
 IMAGES, DRAWS = 10, 20
 STREAM_DEPTHS, STREAM_WIDTH, STREAM_R, STREAM_RADIUS = (2, 4, 8, 16), 100, 50, 0.02
@@ -85,9 +85,11 @@ def _relative_errors(run: Run, node: str, exact: Tensor, r: int, draws: int) -> 
 
 def _draw_histograms(errors: dict[tuple[str, int], Tensor], arguments: argparse.Namespace) -> None:
     figure = Figure(figsize=(8, 9), layout="constrained")
-    for axes, ((name, r), found) in zip(figure.subplots(3, 2, sharex=True).T.flatten(), errors.items(), strict=True):
+    for axes, ((name, r), found) in zip(figure.subplots(len(COUNTS), 2, sharex=True).T.flatten(), errors.items(), strict=True):
         axes.hist(found.clamp(-1, 2).numpy(), bins=100, density=True)
         axes.set_title(f"{name}, r = {r}: {found.mean():+.3f} +- {found.std():.3f}")
+        axes.set_xlabel("relative error of a radius")
+        axes.set_ylabel("density")
     save(figure, arguments.output, "projections_histograms.png")
 
 
