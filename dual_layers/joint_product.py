@@ -18,6 +18,9 @@ from dual_layers.registry import register
 _ROUNDING = 16.0
 Held = tuple[Tensor, ...]
 
+TIE = 1e-9
+"""Costs are equal that differ by this share or less."""
+
 
 @recorded
 def joint_product(
@@ -98,11 +101,15 @@ class DualJointProduct(Relaxed):
         return known(0.5 * (plus - minus) / self.arguments.ratio), 0.5 * (plus + minus)
 
     def _least(self, candidates: list[Held], bounds: tuple[Interval, ...], cost: Callable[[Held, Offsets], Tensor]) -> Held:
-        """Choose, element by element, the lines of least cost."""
+        """Choose, element by element, the lines of least cost; of equal ones the first, whatever rounding says."""
         best, lowest = candidates[0], None
         for lines in candidates:
             found = cost(lines, self.conjugate(Slopes(lines, lines), bounds))
-            better = torch.zeros_like(found, dtype=torch.bool) if lowest is None else found < lowest
+            better = (
+                torch.zeros_like(found, dtype=torch.bool)
+                if lowest is None
+                else found < lowest - TIE * lowest.abs().nan_to_num(posinf=0.0)
+            )
             best = tuple(torch.where(better, *pair) for pair in zip(lines, best, strict=True))
             lowest = found if lowest is None else torch.where(better, found, lowest)
         return best

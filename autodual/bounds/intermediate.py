@@ -32,6 +32,7 @@ def relax(run: Run, method: Method, target: str) -> Projections | None:
     Returns:
         The random projections, if the method has any.
     """
+    run.bind_template()
     ancestors = run.needed(target)
     run.strict = not isinstance(method, IBP) and method.strict
     run.layout = method.rows if isinstance(method, (Dual, Adaptive)) else "auto"

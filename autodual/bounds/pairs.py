@@ -247,14 +247,22 @@ class PairWalk:
 
     def _chunks(self, pairs: tuple[Tensor, Tensor, Tensor], frontier: Frontier) -> Iterator[tuple[Tensor, Tensor]]:
         self._walk(self._chunk(tuple(part[:0] for part in pairs)), frontier)  # no pairs: tells how large one gets
-        size = max(1, min(PIECE, self.run.budget) // (self._peak * self.wanted.element_size() * 4))
-        whole = len(pairs[0]) <= size
-        for part in zip(*(index.split(size) for index in pairs), strict=True):
+        parts = list(self._split(pairs))
+        whole = len(parts) == 1
+        for part in parts:
             chunk = self._chunk(part)
             if torch.is_grad_enabled() and not whole:
                 yield checkpoint(self._walk, chunk, frontier, use_reentrant=False)
             else:
                 yield self._walk(chunk, frontier)
+
+    def _split(self, pairs: tuple[Tensor, Tensor, Tensor]) -> Iterator[tuple[Tensor, ...]]:
+        """Split pairs so that neither their rows nor what is laid out for their examples takes much memory."""
+        room = max(1, min(PIECE, self.run.budget) // (self._peak * self.run.values[self.target].element_size()))
+        examples = max(1, 4 * room // math.prod(self.grid or (1,)))
+        counts = (pairs[0] // examples).unique_consecutive(return_counts=True)[1].tolist()
+        for group in zip(*(index.split(counts) for index in pairs), strict=True):
+            yield from zip(*(index.split(room) for index in group), strict=True)
 
     def _chunk(self, pairs: tuple[Tensor, Tensor, Tensor]) -> Chunk:
         examples, templates, positions = pairs
@@ -334,7 +342,8 @@ class PairWalk:
 
     def _through_lines(self, name: str, rows: Rows, chunk: Chunk) -> tuple[Rows, ...]:
         lines = self.run.lines[name]
-        (lower,), (upper,) = lines.slopes.lower, lines.slopes.upper
+        value = self.run.values[name]
+        lower, upper = (side[0].expand_as(value) for side in (lines.slopes.lower, lines.slopes.upper))
         rows = self._owned(rows, chunk)
         shape = rows.nu.shape
         if lines.sloping is not None:
@@ -417,7 +426,9 @@ class PairWalk:
             if self._is_diagonal(name) and self._has_axes(name):
                 ones = torch.ones_like(self.one.values[name])[None]
                 factors = (part[0] for part in self.one.layers[name].transpose(ones, self.one.parents(name)))
-                self._diagonals[name] = tuple(None if bool((factor == 1).all()) else factor for factor in factors)
+                self._diagonals[name] = tuple(
+                    None if _fixed(factor) and bool((factor == 1).all()) else factor for factor in factors
+                )
         return self._diagonals[name]
 
     def _scaled(
@@ -429,7 +440,7 @@ class PairWalk:
                 result.append(rows)
                 continue
             alike = factor.flatten(2)[0]
-            if bool((alike == alike[:, :1]).all()):
+            if _fixed(factor) and bool((alike == alike[:, :1]).all()):
                 result.append(replace(rows, nu=rows.nu * alike[:, 0].reshape(-1, *(1 for _ in rows.nu.shape[2:]))))
             elif chunk is None:
                 return None
@@ -560,6 +571,11 @@ def _unravelled(positions: Tensor, grid: tuple[int, ...]) -> list[Tensor]:
         result.append(positions % n)
         positions = positions // n
     return result[::-1]
+
+
+def _fixed(factor: Tensor) -> bool:
+    """Whether a factor may be judged by its numbers: one that is trained must keep its derivative, whatever they are."""
+    return not factor.requires_grad
 
 
 def _flat(nu: Tensor) -> Tensor:

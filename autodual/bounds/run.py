@@ -160,6 +160,7 @@ class Run:
     def fork(self, *, boxes: bool = False) -> Run:
         """Return a run that shares what does not depend on the method, and has no lines yet, nor boxes unless asked for."""
         _ = self.values, self.layers, self._sizes, self._shareable
+        self.bind_template()
         fork = copy(self)
         fork.boxes, fork.hulls = (dict(self.boxes), dict(self.hulls)) if boxes else ({}, {})
         fork.lines, fork.how = {}, {}
@@ -190,6 +191,7 @@ class Run:
     def _sizes(self) -> dict[str, Tensor]:
         return {}
 
+    @torch.no_grad()
     def _size(self, name: str) -> Tensor:
         value = self.values[name].detach().abs().nan_to_num(posinf=0.0)
         layer = self.layers.get(name)
@@ -258,10 +260,16 @@ class Run:
         as in a reshape, which copies numbers unchanged, a random row must come out equal.
         """
         if name not in self._shareable:
+            self.bind_template()
             shareable = self.sharing and self.batch > 1 and name not in self.program.tied
             with torch.no_grad():
                 self._shareable[name] = shareable and self._pulls_alike(name)
         return self._shareable[name]
+
+    def bind_template(self) -> None:
+        """Evaluate the first example alone, now: where gradients are wanted, constants that are computed must carry them."""
+        if self.sharing and self.batch > 1:
+            _ = self.template.layers
 
     def _pulls_alike(self, name: str) -> bool:
         one, value = self.template, self.values[name]
@@ -316,6 +324,7 @@ class Run:
     def settle(self) -> None:
         """Fill every cache now."""
         _ = self.layers
+        self.bind_template()
         for name, rule in self.program.rules.items():
             if rule.facts.affine:
                 self.is_shareable(name)
