@@ -172,7 +172,7 @@ def _convex_adversarial(task: Task) -> Callable[[], Tensor]:
     layers = nn.Sequential(*(_Flatten() if isinstance(layer, nn.Flatten) else layer for layer in task.plain))
 
     def call() -> Tensor:
-        network = DualNetwork(layers, x, task.epsilon, l1_type="exact")
+        network = DualNetwork(layers, x, task.epsilon)
         return network(rows)[others].reshape(-1, 9)
 
     return call
