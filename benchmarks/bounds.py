@@ -342,7 +342,7 @@ def tightness(options: argparse.Namespace) -> None:
         with torch.no_grad():
             start = net.bounds(x, region, method=autodual.Optimized(steps=0)).lower
             found = net.bounds(x, region, method=autodual.Optimized(steps=100)).lower
-            value = net.linear_program(x, region, method=autodual.LP(intermediate=autodual.Optimized(steps=0))).value
+            value = net.linear_program(x, region, method=autodual.LP(intermediate=autodual.Optimized(steps=0))).optimum
         gap = value - start
         wide = gap > 1e-6 * (1 + value.abs())
         share = ((found - start) / gap)[wide]
