@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from autodual.methods import Method
+from autodual.rendering import table
 from dual_layers import NONE, Guarantee, Interval
 
 LISTED = 8
@@ -91,7 +93,7 @@ class Entry:
         places = amounts.argsort(descending=True)[:count].tolist()
         columns = (self.box.lower.flatten(), self.box.upper.flatten(), self.nu.flatten(), amounts)
         rows = ((place, *(float(column[place]) for column in columns)) for place in places if amounts[place] > 0)
-        return tuple(Element(_unravelled(place, tuple(self.nu.shape)), *numbers) for place, *numbers in rows)
+        return tuple(Element(_index(place, self.nu), *numbers) for place, *numbers in rows)
 
 
 @dataclass(frozen=True)
@@ -164,10 +166,10 @@ class Account:
     def __str__(self) -> str:
         """Lay the account out in plain text."""
         heading = f"margin  {self.title}\nregion  {self.region}\nmethod  {self.method}, guarantee {self.guarantee}"
-        blocks = [heading, _table(_ledger(self), "lrlrrrl")]
+        blocks = [heading, table(_ledger(self), "lrlrrrl")]
         listed = _listed(self)
         if listed:
-            blocks.append(_table([("largest elements", "box", "nu", "amount", "share"), *listed], "lrrrr"))
+            blocks.append(table([("largest elements", "box", "nu", "amount", "share"), *listed], "lrrrr"))
         return "\n\n".join([*blocks, "\n".join(_sensitivity(self.sensitivity))])
 
     def draw(self, path: str | Path) -> Path:
@@ -227,21 +229,6 @@ def _sensitivity(found: Sensitivity | None) -> list[str]:
     return lines
 
 
-def _table(rows: list[tuple[str, ...]], aligned: str) -> str:
-    """Lay rows out in columns, each to the left or right; the first row is the heading."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(aligned))]
-    turn = {"l": str.ljust, "r": str.rjust}
-    lines = [
-        "  ".join(turn[a](cell, width) for a, cell, width in zip(aligned, row, widths, strict=True)).rstrip() for row in rows
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
-
-
-def _unravelled(place: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _index(place: int, tensor: Tensor) -> tuple[int, ...]:
     """Turn a place in a flattened tensor into its index."""
-    index = []
-    for size in reversed(shape):
-        place, last = divmod(place, size)
-        index.append(last)
-    return tuple(reversed(index))
+    return tuple(int(i) for i in np.unravel_index(place, tuple(tensor.shape)))

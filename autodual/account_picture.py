@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autodual.account import Account, Entry
+from autodual.rendering import figure_class
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,15 +34,13 @@ def draw(account: Account, path: Path) -> Path:
     Raises:
         ImportError: matplotlib is missing.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("draw() needs matplotlib: pip install 'autodual[plot]'") from error
+    figure_of = figure_class()
+    import matplotlib
+
     images = [entry for entry in account.entries if _is_image(entry)]
     height = max(3.8, 0.42 * len(account.entries) + 2.0)
     with matplotlib.rc_context({"font.size": 9, "axes.titlesize": 9.5, "text.color": INK, "axes.labelcolor": INK}):
-        figure = Figure(figsize=(12.0 if images else 9.0, height), layout="constrained", facecolor="white")
+        figure = figure_of(figsize=(12.0 if images else 9.0, height), layout="constrained", facecolor="white")
         figure.suptitle(f"{account.title}: {type(account.method).__name__}, {account.region}", x=0.01, ha="left")
         widths = (1.5, 1.0, 1.0) if images else (1.5, 1.0)
         axes = figure.subplots(1, len(widths), width_ratios=widths)

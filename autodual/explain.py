@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from autodual.bounds.run import Run
 from autodual.graph import Graph, Node
 from autodual.primal import operator_of
+from autodual.rendering import figure_class, table
 from dual_layers import DualLayer, lookup, spelling
 
 COLUMNS = ("node", "operator", "rule", "shape", "source", "bounded by")
@@ -40,10 +41,7 @@ class Explanation:
     def __str__(self) -> str:
         """Lay the table out in plain text."""
         lines = [COLUMNS, *((r.node, r.operator, r.rule, r.shape, r.source, r.bounded) for r in self.rows)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
-        rendered = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-        rendered.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join(rendered)
+        return table(lines, "l" * len(COLUMNS))
 
     def draw(self, path: str | Path) -> Path:
         """Draw the flow of perturbed values, inputs on top, as a picture.
@@ -57,16 +55,12 @@ class Explanation:
         Raises:
             ImportError: matplotlib is missing.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError("draw() needs matplotlib: pip install 'autodual[plot]'") from error
         shown = {row.node: row for row in self.rows if row.kind != "constant"}
         view = self.graph.to_networkx().subgraph(shown)
         places = _places(view)
         across = 1 + max(x for x, _ in places.values()) - min(x for x, _ in places.values())
         down = 1 + max(-y for _, y in places.values())
-        figure = Figure(figsize=(max(6.0, 3.4 * across), 0.9 * down + 0.8), layout="constrained")
+        figure = figure_class()(figsize=(max(6.0, 3.4 * across), 0.9 * down + 0.8), layout="constrained")
         axes = figure.subplots()
         axes.axis("off")
         boxes = {}

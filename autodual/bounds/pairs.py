@@ -277,13 +277,18 @@ class PairWalk:
 
     def _walk(self, chunk: Chunk, frontier: Frontier) -> tuple[Tensor, Tensor]:
         """Walk a chunk of pairs from the frontier to the inputs; lines that are not parallel need the negative rows too."""
-        run, self._visited = self.run, 0
-        needed = run.needed(self.target)
-        if all(lines.two_sided for name, lines in run.lines.items() if name in needed):
+        self._visited = 0
+        if self.two_sided:
             return self._ends(chunk, frontier)
         lower, _ = self._ends(chunk, frontier)
         other, _ = self._ends(chunk, {name: [replace(each, nu=-each.nu) for each in rows] for name, rows in frontier.items()})
         return lower, -other
+
+    @cached_property
+    def two_sided(self) -> bool:
+        """Whether one walk yields both ends."""
+        needed = self.run.needed(self.target)
+        return all(lines.two_sided for name, lines in self.run.lines.items() if name in needed)
 
     def _ends(self, chunk: Chunk, frontier: Frontier) -> tuple[Tensor, Tensor]:
         run, pending = self.run, {name: list(rows) for name, rows in frontier.items()}
@@ -319,7 +324,7 @@ class PairWalk:
         nu = self._whole(name, self._owned(rows, chunk), chunk).nu[None]
         taken, own = region.take(chunk.examples, x), x[chunk.examples]
         below = taken.excess(own, nu if region.symmetric else -nu)[0]
-        return below, below if region.symmetric else taken.excess(own, nu)[0]
+        return below, below if region.symmetric or not self.two_sided else taken.excess(own, nu)[0]
 
     def _penalty(self, name: str, rows: Rows, chunk: Chunk) -> tuple[Tensor, Tensor]:
         lines = self.run.lines[name]
@@ -471,7 +476,7 @@ class PairWalk:
         for rows in arrived[1:]:
             if result.owned != rows.owned:
                 result, rows = self._owned(result, chunk), self._owned(rows, chunk)
-            if (result.place is None) == (rows.place is None) and _stride(result) == _stride(rows):
+            if _stride(result) == _stride(rows):
                 result = _union(result, rows)
             elif chunk is None:
                 return None
@@ -487,7 +492,7 @@ class PairWalk:
         shape = self._shape(name)
         grid, window, place = shape[1:], rows.nu.shape[2:], rows.place
         where, beyond = torch.zeros_like(chunk.positions)[:, None], torch.zeros_like(chunk.positions, dtype=torch.bool)[:, None]
-        at = _unravelled(chunk.positions, self.grid)
+        at = torch.unravel_index(chunk.positions, self.grid)
         for axis, (n, w) in enumerate(zip(grid, window, strict=True)):
             reach = torch.arange(w, device=where.device)
             along = (place.stride[axis] * at[axis] + place.offset[axis])[:, None] + reach
@@ -515,9 +520,9 @@ class PairWalk:
         for axis, (count, window) in enumerate(zip(grid, shape[1:], strict=True), start=2):
             stride, offset = place.stride[axis - 2], place.offset[axis - 2] + (begin * place.stride[0] if axis == 2 else 0)
             image = _windows(image, axis, count, stride, offset, window)
-        channels, axes = image.dim() - 2 * len(grid) - 1, len(grid)
+        axes = len(grid)
         order = (0, *range(2, 2 + axes), 1, *range(2 + axes, 2 + 2 * axes))
-        table = image.permute(order).reshape(-1, math.prod(shape)) if channels else image
+        table = image.permute(order).reshape(-1, math.prod(shape))
         across = math.prod(grid)
         return table, own * across + (chunk.positions - begin * math.prod(self.grid[1:]))
 
@@ -536,8 +541,7 @@ def _windows(image: Tensor, axis: int, count: int, stride: int, offset: int, win
     before, after = max(0, -offset), max(0, stride * (count - 1) + offset + window - size)
     if before or after:
         image = F.pad(image, (0, 0) * (image.dim() - 1 - axis) + (before, after))
-    image = image.narrow(axis, offset + before, stride * (count - 1) + window) if count else image.narrow(axis, 0, window)
-    return image.unfold(axis, window, stride)
+    return image.narrow(axis, offset + before, stride * (count - 1) + window).unfold(axis, window, stride)
 
 
 def _stride(rows: Rows) -> tuple[int, ...] | None:
@@ -563,14 +567,6 @@ def _union(left: Rows, right: Rows) -> Rows:
     return replace(
         left, nu=widened[0] + widened[1], place=Place(left.place.stride, tuple(starts)), clean=left.clean and right.clean
     )
-
-
-def _unravelled(positions: Tensor, grid: tuple[int, ...]) -> list[Tensor]:
-    result = []
-    for n in reversed(grid):
-        result.append(positions % n)
-        positions = positions // n
-    return result[::-1]
 
 
 def _fixed(factor: Tensor) -> bool:
