@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -31,6 +31,8 @@ class RobustLoss(nn.Module):
         True
     """
 
+    numbers: ClassVar[tuple[str, ...]] = ()
+
     def __init__(self, network: BoundModule, method: str | Method = "dual", reduction: str = "mean") -> None:
         super().__init__()
         self.network = network
@@ -40,3 +42,6 @@ class RobustLoss(nn.Module):
     def forward(self, x: Any, y: Tensor, region: Region) -> Tensor:
         """Bound the worst cross-entropy over the region. Source: thesis, Theorem 2."""
         return self.network.robust_loss(x, y, region, self.method, reduction=self.reduction)
+
+
+LOSSES: dict[str, type[nn.Module]] = {"robust": RobustLoss}
