@@ -1,7 +1,8 @@
 """AutoDual: certify, train and check neural networks through their Fenchel dual."""
 
 from autodual.bounds.linear_program import Relaxation
-from autodual.errors import AutoDualError, CertificateError, SpecificationError, TraceError, UnsupportedOperatorError
+from autodual.errors import AutoDualError, CertificateError, SpecificationError, TraceError, TrainingError
+from autodual.errors import UnsupportedOperatorError
 from autodual.losses import RobustLoss
 from autodual.methods import IBP, LP, Adaptive, Auto, Dual, Optimized, Projected
 from autodual.network import BoundModule, certify
@@ -16,5 +17,6 @@ __version__ = "0.1.0"
 __all__ = [
     "Adaptive", "Auto", "AutoDualError", "BoundModule", "Bounds", "Box", "CertificateError", "Dual", "Guarantee", "IBP", "L1",
     "L2", "LInf", "LP", "NONE", "Normalize", "Optimized", "Projected", "REAL", "ROUNDED", "Region", "Relaxation", "Report",
-    "RobustLoss", "SpecificationError", "TraceError", "UnsupportedOperatorError", "Verdict", "certify", "probabilistic",
+    "RobustLoss", "SpecificationError", "TraceError", "TrainingError", "UnsupportedOperatorError", "Verdict",
+    "certify", "probabilistic",
 ]

@@ -37,3 +37,7 @@ class SpecificationError(AutoDualError, ValueError):
 
 class CertificateError(AutoDualError, TypeError):
     """Something that proves nothing was offered as a proof."""
+
+
+class TrainingError(AutoDualError, RuntimeError):
+    """A training run cannot go on, or cannot be resumed; its last checkpoint is untouched."""
