@@ -20,6 +20,7 @@ from autodual.cli.inputs import load_data, load_model
 from autodual.cli.launch import group
 from autodual.methods import METHODS
 from autodual.training import NORMS, Config, Progress, Result, train
+from autodual.training.memory import keep_freed_memory
 
 DESCRIPTION = """\
 Train a classifier so that its predictions are provably the same under every
@@ -108,6 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
         missing = "model" if config.model is None else "data.train"
         raise CommandError(f"{missing} is not set: name it in CONFIG.toml or by --model and --train")
     console = require("rich.console", "cli").Console()
+    keep_freed_memory()
     with group(config.device) as prints:
         if config.threads:
             torch.set_num_threads(config.threads)
