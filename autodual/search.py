@@ -6,8 +6,8 @@ The derivative of a support function is the point that attains it, so for every 
 
 is the way from the centre to its most promising point: half-widths times the gradient's sign for l_inf and boxes, the
 normalised gradient for l2, the top coordinate for l1. A single step goes that way. Repeated steps keep its length, but
-follow the gradient itself where the region is no box: on an l1 ball, jumping between vertices hardly descends. A region
-of your own that has a support function only is searched by Frank-Wolfe steps, which need no projection.
+follow the gradient itself where the region is no box, or take steps of the region's own: on an l1 ball, jumping between
+vertices hardly descends. A region that has a support function only is searched by Frank-Wolfe steps, which need no projection.
 """
 
 from __future__ import annotations
@@ -50,6 +50,11 @@ class Problem:
         floating = [key for key, value in values.items() if isinstance(value, Tensor) and value.is_floating_point()]
         return Problem(model, x, dict.fromkeys(floating, region))
 
+    @property
+    def device(self) -> torch.device | None:
+        """Where the moving arguments are."""
+        return next((self.at(key).device for key in self.regions), None)
+
     def at(self, key: Key) -> Tensor:
         """Return the argument that the region with this key belongs to."""
         return _pick(self.x, key)
@@ -84,16 +89,23 @@ class Problem:
 
     def move(self, points: Mapping[Key, Tensor], gradients: Mapping[Key, Tensor], size: float) -> dict[Key, Tensor]:
         """Take a step of descent, ``size`` times as long as the way from centre to boundary."""
-        moved = {}
-        for key, gradient in gradients.items():
-            region, x = self.regions[key], self.at(key)
-            way = _best(region, x, -gradient) - region.center(x)
-            if not _has(region, "project"):
-                way = region.center(x) + way - points[key]
-            elif not region.separable:
-                way = -gradient * (_length(way) / _length(gradient).clamp(min=torch.finfo(way.dtype).tiny))
-            moved[key] = points[key] + min(size, 1.0) * way.nan_to_num(0.0, 0.0, 0.0)
-        return self.project(moved)
+        steps = {
+            key: _step(self.regions[key], self.at(key), points[key], -gradient, size) for key, gradient in gradients.items()
+        }
+        return self.project({key: points[key] + step.nan_to_num(0.0, 0.0, 0.0) for key, step in steps.items()})
+
+
+def _step(region: Region, x: Tensor, z: Tensor, v: Tensor, size: float) -> Tensor:
+    """Return a step from ``z`` along which ``v . z`` rises."""
+    if _has(region, "climb"):
+        return region.climb(x, z, v, size)
+    best = _best(region, x, v)
+    if not _has(region, "project"):
+        return min(size, 1.0) * (best - z)  # beyond 1 lies the outside
+    way = size * (best - region.center(x))
+    if region.separable:
+        return way
+    return v * (_length(way) / _length(v).clamp(min=torch.finfo(v.dtype).tiny))
 
 
 def _names(model: Callable[..., Tensor], x: Inputs) -> dict[str, Key]:
@@ -118,6 +130,9 @@ def _has(region: Region, name: str) -> bool:
 
 def _best(region: Region, x: Tensor, v: Tensor) -> Tensor:
     """Return the point of the region where ``v . z`` is largest, its centre where that cannot be told."""
+    if region.separable:
+        box = region.hull(x)
+        return torch.where(v > 0, box.upper, torch.where(v < 0, box.lower, box.center))
     scale = _per_example(flat(v.abs()).amax(1), v)
     with torch.enable_grad():
         row = (v / torch.where(scale > 0, scale, 1.0))[None].detach().requires_grad_()
@@ -150,37 +165,71 @@ def _length(value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Search:
-    """Descent that keeps the point of lowest ``score(outputs)`` for every example.
+    """Descent inside one region, or inside a union of regions, step by step into the one that lowers the outcome most.
 
     Attributes:
         problem: the model, its arguments and their regions.
         score: ``outputs -> (batch,)``, what is to be small.
         guide: ``(outputs, restart) -> (batch,)``, what to descend on; by default the score.
+        others: further regions of the same arguments; each costs one more run of the model per step.
     """
 
     problem: Problem
     score: Callable[[Tensor], Tensor]
     guide: Callable[[Tensor, int], Tensor] | None = None
+    others: tuple[Problem, ...] = ()
 
     def run(
-        self, steps: int, restarts: int, step_size: float | None, generator: torch.Generator | None
+        self,
+        steps: int,
+        restarts: int,
+        step_size: float | None,
+        generator: torch.Generator | None,
+        *,
+        random_start: bool = False,
     ) -> tuple[Tensor, dict[Key, Tensor]]:
-        """Return the best scores, ``(batch,)``, and points."""
+        """Return the best scores, ``(batch,)``, and points, every example's of all runs."""
         if restarts < 1:
             raise SpecificationError(f"restarts must be at least 1, got {restarts}")
         best: tuple[Tensor, dict[Key, Tensor]] | None = None
-        first = 0.5 if step_size is None else step_size
         for restart in range(restarts):
-            points = self.problem.start(generator, random=restart > 0)
-            for step in range(steps):
-                value, gradients = self.evaluate(points, restart)
-                best = _better(best, value, points)
-                if step == restart == 0:
-                    points = self.problem.jump(gradients)
-                else:
-                    points = self.problem.move(points, gradients, first * (1 - step / steps))
-            best = _better(best, self.score(self.problem.outputs(points)), points)
+            for value, points in self.walk(steps, step_size, generator, restart=restart, random=random_start or restart > 0):
+                best = _better(best, self.score(self.problem.outputs(points)) if value is None else value, points)
         return best
+
+    def last(
+        self, steps: int, step_size: float | None, generator: torch.Generator | None, *, random_start: bool = False
+    ) -> dict[Key, Tensor]:
+        """Return where one run ends, after exactly one pass forwards and backwards per step: for training."""
+        *_, (_, points) = self.walk(steps, step_size, generator, restart=0, random=random_start)
+        return points
+
+    def walk(
+        self, steps: int, step_size: float | None, generator: torch.Generator | None, *, restart: int, random: bool
+    ) -> Iterator[tuple[Tensor | None, dict[Key, Tensor]]]:
+        """Yield the points of one run with their scores; the last, which needs no gradient, without."""
+        problems, first = (self.problem, *self.others), 0.5 if step_size is None else step_size
+        points = problems[restart % len(problems)].start(generator, random=random)
+        for step in range(steps):
+            value, gradients = self.evaluate(points, restart)
+            yield value, points
+            size = None if step == 0 and not random else first * (1 - step / steps)
+            points = self.step(points, gradients, size, restart)
+        yield None, points
+
+    def step(
+        self, points: Mapping[Key, Tensor], gradients: Mapping[Key, Tensor], size: float | None, restart: int
+    ) -> dict[Key, Tensor]:
+        """Step into every region, by default as far as it goes, and keep the point that the guide likes best."""
+        problems = (self.problem, *self.others)
+        moved = [each.jump(gradients) if size is None else each.move(points, gradients, size) for each in problems]
+        if len(moved) == 1:
+            return moved[0]
+        best: tuple[Tensor, dict[Key, Tensor]] | None = None
+        for candidate in moved:
+            outputs = self.problem.outputs(candidate)
+            best = _better(best, self.score(outputs) if self.guide is None else self.guide(outputs, restart), candidate)
+        return best[1]
 
     def evaluate(self, points: Mapping[Key, Tensor], restart: int) -> tuple[Tensor, dict[Key, Tensor]]:
         """Return every example's score, and the gradient of what guides the descent."""

@@ -59,7 +59,7 @@ def main() -> None:
     names = [ENTRY.weights.replace("stage0", f"stage{i}") for i in range(STAGES)]
     models = [load_model(arguments.models, replace(ENTRY, weights=name)) for name in names]
     stages = [autodual.certify(model) for model in models]
-    region = autodual.LInf(ENTRY.epsilon)
+    region = autodual.LInf(ENTRY.epsilon, domain=(0.0, 1.0))
     results = {
         "published": run(autodual.Cascade(stages, agreement=False), x, y, region),
         "checked": run(autodual.Cascade(stages), x, y, region),
