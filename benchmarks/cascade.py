@@ -2,7 +2,8 @@
 
 Without it the first stage that certifies its own prediction answers: that is how the published cascade error, 33.64 %, was
 counted. It bounds nothing, since inputs of one ball may get different answers. With the check the answers are proved, and what
-the check costs is the difference.
+the check costs is the difference. The published figure is for balls cut by the valid pixels, as the first stage's own figures
+show (43.12 % with and 43.79 % without the cut, 43.10 % published), and knows no allowance for float rounding.
 
     python benchmarks/cascade.py --data DIR --models DIR                  # whole test set: some minutes
     python benchmarks/cascade.py --data DIR --models DIR --limit 500
@@ -22,7 +23,7 @@ from benchmarks.common import PUBLISHED, data_arguments, load_images, load_model
 
 ENTRY = PUBLISHED["mnist_small_0_3_stage0"]
 STAGES = 3
-PUBLISHED_ERROR = 33.64
+PUBLISHED_ERROR, TOLERANCE = 33.64, 0.05
 METHOD = autodual.Dual(strict=True)
 BATCH = 100
 
@@ -64,8 +65,10 @@ def main() -> None:
         "published": run(autodual.Cascade(stages, agreement=False), x, y, region),
         "checked": run(autodual.Cascade(stages), x, y, region),
     }
+    answer, stage, guarantee, _ = results["checked"]
+    alone = torch.where(stage == 0, answer, autodual.cascade.ABSTAINED), stage.clamp(max=0), guarantee, float("nan")
+    results = {"first alone": alone, **results}
     answers = {name: result[0] for name, result in results.items()}
-    answers["first"] = torch.where(results["checked"][1] == 0, answers["checked"], autodual.cascade.ABSTAINED)
     with torch.no_grad():
         scores = [torch.cat([model(part) for part in x.split(1000)]) for model in models]
     print(f"mnist, {len(x)} images, {region}, {METHOD}")
@@ -82,7 +85,6 @@ def main() -> None:
         end="",
     )
     print(f"{100 * (fallback != y).double().mean():.2f} %")
-    print(f"the first stage alone, proved: error {100 * (answers['first'] != y).double().mean():.2f} %")
     print(f"error: wrong or abstained. The published figure is {PUBLISHED_ERROR} %, a proof is only the line REAL. {machine()}")
     faults = checks(answers, y, whole=arguments.limit is None)
     print("faults: " + ("; ".join(faults) or "none"))
@@ -94,11 +96,11 @@ def checks(answers: dict[str, Tensor], y: Tensor, *, whole: bool) -> list[str]:
     faults = []
     checked, published = answers["checked"], answers["published"]
     error = 100 * (published != y).double().mean().item()
-    if whole and abs(error - PUBLISHED_ERROR) > 0.02:
+    if whole and abs(error - PUBLISHED_ERROR) > TOLERANCE:
         faults.append(f"error {error:.2f} %, published {PUBLISHED_ERROR} %")
     if ((checked >= 0) & (checked != published)).any():
         faults.append("the check changed an answer")
-    if ((answers["first"] >= 0) & (answers["first"] != checked)).any():
+    if ((answers["first alone"] >= 0) & (answers["first alone"] != checked)).any():
         faults.append("the checked cascade lost an answer of its first stage")
     return faults
 

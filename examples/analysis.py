@@ -8,8 +8,8 @@ out/filters.png      the filters of the first layer, beside those of a network t
 out/accuracy.png     certified accuracy against eps, method by method, below what survives an attack
 out/radii.png        the largest certified radius of every example, in increasing order
 
-Each is drawn for the robust network and for one of the same shape that is trained here as usual, on images that the first is not
-tested on. Source: thesis, Figures 3.7 and 3.9 to 3.11.
+Each is drawn for the robust network and for one of the same shape, trained here as usual on images that neither is tested on.
+Source: thesis, Figures 3.7 and 3.9 to 3.11.
 """
 
 from __future__ import annotations
@@ -127,10 +127,12 @@ def filters(subject: Subject, path: Path) -> list[str]:
     """Draw the first layer's filters; return what is wrong with them."""
     weights = {name: _first_filters(getattr(subject, name)) for name in ("standard", "robust")}
     columns = len(weights["robust"]) // 2
-    with canvas(path, (0.75 * columns + 0.6, 4.0), f"{subject.name}: filters of the first layer, each scaled alike") as figure:
-        for part, (name, bank) in zip(figure.subfigures(2, 1), weights.items(), strict=True):
+    with canvas(
+        path, (1.5 * columns + 1.5, 2.6), f"{subject.name}: filters of the first layer, one scale for each network"
+    ) as figure:
+        for part, (name, bank) in zip(figure.subfigures(1, 2, wspace=0.06), weights.items(), strict=True):
             limit = float(bank.abs().max())
-            part.suptitle(f"{name} training: {_near_zero(bank):.0%} of the weights below 1 % of the largest", fontsize=9.5)
+            part.suptitle(f"{name} training: {_near_zero(bank):.0%} of the weights near zero", fontsize=9.5)
             for axes, kernel in zip(part.subplots(2, columns).flat, bank, strict=True):
                 axes.imshow(kernel, cmap="RdBu_r", vmin=-limit, vmax=limit)
                 axes.set(xticks=[], yticks=[])
@@ -190,7 +192,7 @@ def accuracy(subject: Subject, path: Path, count: int, points: int) -> list[str]
 def radii(subject: Subject, path: Path, count: int) -> list[str]:
     """Draw every example's largest certified radius in increasing order, coloured by what is right; return what is wrong."""
     x, y, found = subject.x[:count], subject.y[:count], {}
-    largest = 4 * subject.eps
+    largest = 3 * subject.eps
     with canvas(path, (10.0, 4.4), f"{subject.name}: largest certified l_inf radius of {len(x)} images") as figure:
         for column, name in enumerate(("standard", "robust")):
             net = autodual.certify(getattr(subject, name))
@@ -204,11 +206,16 @@ def radii(subject: Subject, path: Path, count: int) -> list[str]:
             place = np.arange(len(x))
             colours = np.where(right.numpy(), ALWAYS, UNDECIDED)
             top.bar(place, radius[order].numpy(), width=1.0, color=colours)
-            top.set(title=f"{name} training, median {radius.median():.3f}", ylabel="radius", xlabel="image, in this order")
-            bins = np.linspace(0, float(max(radius.max(), 1e-3)), 31)
+            top.set(
+                ylim=(0, largest),
+                title=f"{name} training, median {radius.median():.3f}",
+                ylabel="radius",
+                xlabel="image, in this order",
+            )
+            bins = np.linspace(0, largest, 41)
             bottom.hist([radius[predicted == y].numpy(), radius[predicted != y].numpy()], bins=bins, stacked=True,
                         color=[ALWAYS, UNDECIDED], label=["classified rightly", "wrongly"])  # fmt: skip
-            bottom.set(xlabel="radius", ylabel="images")
+            bottom.set(xlim=(0, largest), xlabel="radius", ylabel="images")
             for axes in (top, bottom):
                 plain(axes)
             if column == 1:

@@ -112,7 +112,7 @@ def draw_polytope(axes: Axes, net: autodual.BoundModule, x: Tensor, eps: float) 
     """Draw every output over the box and the dual network's polygon.
 
     Returns:
-        Whether the bounds enclose all outputs, and the areas of the dual and the interval polygon over that of the outputs' hull.
+        Whether the bounds enclose all outputs; areas of the polygons, dual and interval, over that of the outputs' hull.
     """
     outputs, region = reached(net, x, eps), autodual.LInf(eps)
     polygons = {method: outline(net, x, region, method)[0] for method in ("dual", "interval")}
@@ -122,7 +122,6 @@ def draw_polytope(axes: Axes, net: autodual.BoundModule, x: Tensor, eps: float) 
     low, high = polygons["dual"].amin(0), polygons["dual"].amax(0)
     room = 0.12 * (high - low)
     axes.set(xlim=(low[0] - room[0], high[0] + room[0]), ylim=(low[1] - room[1], high[1] + room[1]))
-    axes.axline((float(low[0]), float(low[0])), slope=1, color=INK, lw=0.8, ls=":", label="where the prediction turns")
     axes.locator_params(nbins=4)
     angles = torch.arange(90, dtype=torch.float64) * (torch.pi / 45)
     rows = torch.stack([angles.cos(), angles.sin()], 1)
@@ -174,7 +173,7 @@ def main() -> None:
         for axes, (title, net, centre, eps) in zip(every, panels, strict=True):
             good, dual, interval = draw_polytope(axes, net, centre, eps)
             sound.append(good)
-            axes.set(title=f"{title}\narea of the bound {dual:.3g} times that of the outputs", xlabel="output 0")
+            axes.set(title=f"{title}\narea {dual:.3g} times that of the outputs' hull", xlabel="output 0")
             print(f"{title}: area of the outline over that of the outputs' hull, dual {dual:.3g}, interval {interval:.3g}")
         every[0].set_ylabel("output 1")
         figure.legend(*every[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, markerscale=8)

@@ -2,6 +2,8 @@
 
 import itertools
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -245,3 +247,15 @@ def test_inference_mode_and_gradients():
         inside = Cascade(stages).predict(x, LInf(0.1))
     assert torch.equal(inside, Cascade(stages).predict(x, LInf(0.1)))
     assert stages[0][0].weight.grad is None
+
+
+def test_the_page_on_cascades_runs(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "cascades.md").read_text()
+    names: dict = {}
+    for block in re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S):
+        exec(compile(block, "cascades.md", "exec"), names)
+    printed = capsys.readouterr().out
+    for claim in re.findall(r"# (tensor\(.*?\))", page):
+        assert claim in printed
+    assert len(names["stages"]) > 1
+    assert "by stage 1" in printed
