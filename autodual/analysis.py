@@ -93,11 +93,9 @@ def cut(rows: Tensor, limits: Tensor) -> Tensor:
     corners = torch.tensor([[-size, -size], [size, -size], [size, size], [-size, size]], dtype=rows.dtype)
     for row, limit in zip(rows, limits, strict=True):
         height = corners @ row - limit
-        kept = []
-        for here, following in zip(range(len(corners)), [*range(1, len(corners)), 0], strict=True):
-            if height[here] >= 0:
-                kept.append(corners[here])
-            if (height[here] >= 0) != (height[following] >= 0):
-                kept.append(torch.lerp(corners[here], corners[following], height[here] / (height[here] - height[following])))
-        corners = torch.stack(kept) if kept else corners[:0]
+        following = height.roll(-1)
+        inside, crossing = height >= 0, (height >= 0) != (following >= 0)
+        place = (height / torch.where(crossing, height - following, 1.0))[:, None]
+        crossings = torch.lerp(corners, corners.roll(-1, 0), place)
+        corners = torch.stack([corners, crossings], 1)[torch.stack([inside, crossing], 1)]
     return corners

@@ -66,7 +66,7 @@ def main() -> None:
         "checked": run(autodual.Cascade(stages), x, y, region),
     }
     answer, stage, guarantee, _ = results["checked"]
-    alone = torch.where(stage == 0, answer, autodual.cascade.ABSTAINED), stage.clamp(max=0), guarantee, float("nan")
+    alone = torch.where(stage == 0, answer, autodual.cascade.ABSTAINED), torch.where(stage == 0, 0, -1), guarantee, float("nan")
     results = {"first alone": alone, **results}
     answers = {name: result[0] for name, result in results.items()}
     with torch.no_grad():

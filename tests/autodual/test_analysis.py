@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import autodual
-from autodual.analysis import outline, sign_shares
+from autodual.analysis import cut, outline, sign_shares
 
 
 def network(outputs=2, inputs=2, seed=0):
@@ -32,7 +32,7 @@ def test_an_outline_encloses_the_outputs(region, method):
 
 def test_an_outline_of_an_affine_model_is_exact():
     model = nn.Linear(2, 2).double()
-    (polygon,) = outline(autodual.certify(model), torch.zeros(1, 2).double(), autodual.L2(1.0), directions=720)
+    (polygon,) = outline(autodual.certify(model), torch.zeros(1, 2).double(), autodual.L2(1.0), directions=180)
     ahead = torch.roll(polygon, -1, 0)
     area = 0.5 * (polygon[:, 0] * ahead[:, 1] - polygon[:, 1] * ahead[:, 0]).sum()
     assert area.item() == pytest.approx(torch.pi * torch.linalg.det(model.weight).abs().item(), rel=1e-3)
@@ -61,3 +61,8 @@ def test_shares_of_signs():
         assert (share[:, 0] <= (values <= 0).all(0).double().mean(1) + 1e-12).all()
     still = sign_shares(autodual.certify(model), x, autodual.LInf(0.0)).values()
     assert all((share[:, 1] == 0).all() for share in still)
+
+
+def test_half_planes_without_a_common_point_leave_nothing():
+    rows = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]).double()
+    assert cut(rows, torch.tensor([1.0, 1.0, 0.0]).double()).shape == (0, 2)

@@ -74,14 +74,14 @@ def test_the_check_is_needed_at_both_inputs():
 def test_one_dimension_by_brute_force():
     """Random cascades never contradict themselves with the check; without it nearly all of them do."""
     broken = answering_two = 0
-    for seed in range(6):
+    for seed in range(4):
         stages = [random_stage(1, 10 * seed + i) for i in range(3)]
         strict, loose = (Cascade(stages, agreement=flag).predict(GRID, LInf(0.1)) for flag in (True, False))
         assert contradictions(strict, GRID, one_dimensional, 0.1) == 0
         broken += contradictions(loose, GRID, one_dimensional, 0.1) > 0
         answering_two += len(strict[strict >= 0].unique()) >= 2
-    assert broken >= 3
-    assert answering_two >= 3
+    assert broken >= 2
+    assert answering_two >= 2
 
 
 NORMS = {
