@@ -181,7 +181,7 @@ def accuracy(subject: Subject, path: Path, count: int, points: int) -> list[str]
             faults += [f"{name}: auto certified less than a method it tries"] if worse.any() else []
             print(f"accuracy at eps {radii[points // 2]:g}, {name} training: ", end="")
             print(", ".join(f"{method} {curve[points // 2]:.1%}" for method, curve in curves.items()))
-        panels[1].legend(frameon=False, loc="lower left")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
         panels[0].set_ylabel("share of the images")
     return faults
 
