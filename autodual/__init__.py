@@ -1,6 +1,7 @@
 """AutoDual: certify, train and check neural networks through their Fenchel dual."""
 
 from autodual.bounds.linear_program import Relaxation
+from autodual.cascade import Cascade, CascadeReport
 from autodual.errors import AutoDualError, CertificateError, SpecificationError, TraceError, TrainingError
 from autodual.errors import UnsupportedOperatorError
 from autodual.losses import RobustLoss
@@ -15,8 +16,8 @@ from dual_layers import Interval as Bounds
 __version__ = "0.1.0"
 
 __all__ = [
-    "Adaptive", "Auto", "AutoDualError", "BoundModule", "Bounds", "Box", "CertificateError", "Dual", "Guarantee", "IBP", "L1",
-    "L2", "LInf", "LP", "NONE", "Normalize", "Optimized", "Projected", "REAL", "ROUNDED", "Region", "Relaxation", "Report",
-    "RobustLoss", "SpecificationError", "TraceError", "TrainingError", "UnsupportedOperatorError", "Verdict",
-    "certify", "probabilistic",
+    "Adaptive", "Auto", "AutoDualError", "BoundModule", "Bounds", "Box", "Cascade", "CascadeReport", "CertificateError", "Dual",
+    "Guarantee", "IBP", "L1", "L2", "LInf", "LP", "NONE", "Normalize", "Optimized", "Projected", "REAL", "ROUNDED", "Region",
+    "Relaxation", "Report", "RobustLoss", "SpecificationError", "TraceError", "TrainingError", "UnsupportedOperatorError",
+    "Verdict", "certify", "probabilistic",
 ]

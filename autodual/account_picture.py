@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autodual.account import Account, Entry
-from autodual.rendering import figure_class
+from autodual.rendering import INK, canvas, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK, KEPT, LOST, REGION, GRID = "#1f2430", "#1b7f6b", "#c8452f", "#5b7db1", "#e6e8ec"
+KEPT, LOST, REGION = "#1b7f6b", "#c8452f", "#5b7db1"
 CURVES = 7
 """How many entries, those that take most, have a curve of their own."""
 
@@ -34,21 +34,16 @@ def draw(account: Account, path: Path) -> Path:
     Raises:
         ImportError: matplotlib is missing.
     """
-    figure_of = figure_class()
-    import matplotlib
-
     images = [entry for entry in account.entries if _is_image(entry)]
     height = max(3.8, 0.42 * len(account.entries) + 2.0)
-    with matplotlib.rc_context({"font.size": 9, "axes.titlesize": 9.5, "text.color": INK, "axes.labelcolor": INK}):
-        figure = figure_of(figsize=(12.0 if images else 9.0, height), layout="constrained", facecolor="white")
-        figure.suptitle(f"{account.title}: {type(account.method).__name__}, {account.region}", x=0.01, ha="left")
+    title = f"{account.title}: {type(account.method).__name__}, {account.region}"
+    with canvas(path, (12.0 if images else 9.0, height), title) as figure:
         widths = (1.5, 1.0, 1.0) if images else (1.5, 1.0)
         axes = figure.subplots(1, len(widths), width_ratios=widths)
         _waterfall(axes[0], account)
         _concentration(axes[1], account)
         if images:
             _heat(axes[2], max(images, key=lambda entry: entry.amount))
-        figure.savefig(path, dpi=130)
     return path
 
 
@@ -78,7 +73,7 @@ def _waterfall(axes: Axes, account: Account) -> None:
     axes.use_sticky_edges = False
     axes.margins(x=0.24)
     axes.set(xlabel="margin", title="from the reference point down to the bound")
-    _plain(axes)
+    plain(axes)
 
 
 def _label(entry: Entry) -> str:
@@ -114,7 +109,7 @@ def _concentration(axes: Axes, account: Account) -> None:
     axes.set(xlabel="elements, largest first (dot: half)", title="share of its loss in so many elements")
     if axes.lines:
         axes.legend(frameon=False, loc="lower right")
-    _plain(axes)
+    plain(axes)
 
 
 def _heat(axes: Axes, entry: Entry) -> None:
@@ -123,9 +118,3 @@ def _heat(axes: Axes, entry: Entry) -> None:
     image = axes.imshow(amounts if amounts.ndim == 2 else amounts.sum(0), cmap="magma", vmin=0)
     axes.set(xticks=[], yticks=[], title=f"lost to the region of {entry.node}")
     axes.figure.colorbar(image, ax=axes, shrink=0.75)
-
-
-def _plain(axes: Axes) -> None:
-    axes.grid(color=GRID, lw=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)

@@ -61,7 +61,7 @@ def certify(model: nn.Module, example_input: Inputs | None = None, *, memory_bud
     return BoundModule(model, example_input, memory_budget)
 
 
-def _proving(method: str | Method) -> Method:
+def proving(method: str | Method) -> Method:
     """Check that a method's bounds can prove something."""
     options = resolve(method)
     if options.guarantee == NONE:
@@ -270,7 +270,7 @@ class BoundModule(nn.Module):
         Raises:
             SpecificationError: the method only estimates.
         """
-        options = _proving(method)
+        options = proving(method)
         with torch.no_grad():
             predicted = self._problem(x, region).outputs_at_x().argmax(1)
         return ~self.verify(x, predicted, region, options).certified
@@ -316,7 +316,7 @@ class BoundModule(nn.Module):
         if y is None:
             y = self._problem(x, region(0.0, domain=domain)).outputs_at_x().argmax(1)
 
-        options, steps = _proving(method), iter(range(MOST_STEPS))
+        options, steps = proving(method), iter(range(MOST_STEPS))
 
         def certified(eps: Tensor) -> Tensor:
             step = options.part(next(steps), MOST_STEPS)

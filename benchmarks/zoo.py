@@ -26,11 +26,12 @@ from rich.table import Table
 from torch import Tensor
 
 import autodual
-from autodual.attacks import minimize, run_on_copies
+from autodual.attacks import minimize
 from autodual.errors import AutoDualError
 from autodual.graph import Graph, Node
 from autodual.network import BoundModule
 from autodual.primal import evaluate
+from autodual.search import run_on_copies
 from benchmarks.common import machine
 from dual_layers import is_held
 from tests.zoo.collection import ZOO, Entry

@@ -17,10 +17,12 @@ EXTRAS = {"autodual.cli": {"rich", "matplotlib"}, "autodual.testing": {"hypothes
 LEVELS = (
     "dual_layers",
     "errors rendering estimators graph layout methods regions isolation origins operators primal specification normalize",
+    "search",
     "passes proxies leaves interception symbolic export expand trace",
     "compile validate",
     "bounds",
     "account accounting account_picture report domains explain radius problem preparation network losses attacks",
+    "analysis cascade",
     "training verify certificates",
     "digits support testing",
     "cli",

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autodual import attacks
+from autodual import attacks, search
 from autodual.errors import SpecificationError
 from autodual.losses.base import Loss
 from autodual.network import BoundModule
@@ -55,14 +55,14 @@ class PGDLoss(Loss):
 
     def each(self, x: Any, y: Tensor, region: Region) -> Tensor:
         """Return every example's cross-entropy."""
-        worst = attacks.pgd(self.network.model, x, y, region, steps=self.steps, step_size=self.step_size)
+        worst = attacks.pgd(self.network.model, x, y, region, steps=self.steps, step_size=self.step_size, keep="last")
         return F.cross_entropy(_run(self.network, worst), y, reduction="none")
 
 
 class FGSMLoss(Loss):
     """Cross-entropy one gradient step away from a random start. Source: Wong, Rice, Kolter (2020); thesis, section 4.1.
 
-    The step is ``step`` times the region's half width long and projected onto the region. Such training may overfit to its own
+    The step is ``step`` times as long as the way from the region's centre to its boundary, and projected onto the region. Such training may overfit to its own
     attack within an epoch; comparing it with ``attacks.pgd`` shows that.
 
     Args:
@@ -75,14 +75,8 @@ class FGSMLoss(Loss):
 
     def each(self, x: Any, y: Tensor, region: Region, *, step: float) -> Tensor:
         """Return every example's cross-entropy."""
-        if not isinstance(x, Tensor):
-            raise SpecificationError(f"FGSMLoss takes a model of one input tensor, got {type(x).__name__}; use PGDLoss")
-        box, model = region.hull(x), self.network.model
-        with attacks.evaluation(model), torch.enable_grad():
-            start = region.sample(x).detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(F.cross_entropy(model(start), y, reduction="sum"), start)
-        moved = region.project(x, start.detach() + step * 0.5 * (box.upper - box.lower) * gradient.sign())
-        return F.cross_entropy(self.network(moved.detach()), y, reduction="none")
+        worst = attacks.fgsm(self.network.model, x, y, region, random_start=True, step_size=step, keep="last")
+        return F.cross_entropy(_run(self.network, worst), y, reduction="none")
 
 
 class TRADESLoss(Loss):
@@ -106,13 +100,11 @@ class TRADESLoss(Loss):
     def each(self, x: Any, y: Tensor, region: Region, *, weight: float) -> Tensor:
         """Return every example's loss."""
         model = self.network.model
-        with attacks.evaluation(model), torch.no_grad():
+        with search.evaluation(model), torch.no_grad():
             clean = model(x).log_softmax(1)
-            problem = attacks.Problem.build(model, x, region)
-            search = attacks.Search(problem, lambda outputs: -_divergence(clean, outputs.log_softmax(1)))
-            points = problem.start(None, random=True)  # at x itself the divergence has no slope
-            for step in range(self.steps):
-                points = problem.move(points, search.evaluate(points, 0)[1], 0.5 * (1 - step / self.steps))
+            problem = search.Problem.build(model, x, region)
+            descent = search.Search(problem, lambda outputs: -_divergence(clean, outputs.log_softmax(1)))
+            points = descent.last(self.steps, None, None, random_start=True)  # at x itself the divergence has no slope
         worst = problem.form(points)
         scores = self.network(x).log_softmax(1)
         divergence = _divergence(scores, _run(self.network, worst).log_softmax(1))

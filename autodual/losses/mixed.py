@@ -41,7 +41,7 @@ class _Attacking(Loss):
         """Return what the attack finds."""
         if not isinstance(x, Tensor):
             raise SpecificationError(f"{type(self).__name__} takes a model of one input tensor, got {type(x).__name__}")
-        return attacks.pgd(self.network.model, x, y, region, steps=self.steps)
+        return attacks.pgd(self.network.model, x, y, region, steps=self.steps, keep="last")
 
 
 class SABRLoss(_Attacking):

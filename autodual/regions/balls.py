@@ -137,6 +137,11 @@ class RoundBall(Ball):
     def shrunk(displacement: Tensor, amount: Tensor) -> Tensor:
         """Return the displacement moved towards 0, from itself at 0 to nothing at 1, along the ball's projections."""
 
+    @staticmethod
+    @abstractmethod
+    def onto(displacement: Tensor, eps: Tensor) -> Tensor:
+        """Return the nearest displacement of norm at most ``eps``, shape (batch, 1)."""
+
     @abstractmethod
     def directions(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw directions, shape (batch, coordinates), uniform on the ball's boundary up to their length."""
@@ -175,6 +180,8 @@ class RoundBall(Ball):
         """Return the nearest point of the region in the Euclidean norm, to rounding."""
         center, (below, above) = self.center(x), self.room(x)
         eps, displacement = flat(self.radius_of(x).expand_as(x), 1)[:, :1], flat(z - center, 1)
+        if self.domain is None:
+            return center + self.onto(displacement, eps).reshape(x.shape)
         moved = shrink_into_ball(
             lambda amount: torch.clamp(self.shrunk(displacement, amount), -below, above),
             lambda point: self.norm(point) <= eps,
@@ -231,6 +238,11 @@ class L2(RoundBall):
         """Scale the displacement down."""
         return displacement * (1 - amount)
 
+    @staticmethod
+    def onto(displacement: Tensor, eps: Tensor) -> Tensor:
+        """Scale the displacement down to length eps. Source: thesis (5.37)."""
+        return displacement * (eps / L2.norm(displacement).clamp(min=torch.finfo(displacement.dtype).tiny)).clamp(max=1)
+
     def directions(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw from the normal distribution, which is uniform over directions."""
         return flat(torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device), 1)
@@ -258,6 +270,19 @@ class L1(RoundBall):
         """Return normal noise of scale eps: that of the Euclidean ball around this one."""
         return Noise(NORMAL, self.radius_of(x))
 
+    def climb(self, x: Tensor, z: Tensor, v: Tensor, size: float) -> Tensor:
+        """Move the coordinates where ``v`` is largest, up to a tenth of them, each by the same amount.
+
+        The steepest step for this norm moves one coordinate, which is slow; how many move here falls with ``size``. Those whose
+        way is barred by the domain stay. Source: thesis, section 5.3.4; there their number is drawn at random.
+        """
+        lower, upper = self.domain_of(x)
+        slope = flat(torch.where(((v > 0) & (z >= upper)) | ((v < 0) & (z <= lower)), 0, v), 1)
+        count = max(1, round(size * slope.shape[1] / 10))
+        chosen = slope.abs().topk(min(count, slope.shape[1]), 1).indices
+        signs = torch.zeros_like(slope).scatter(1, chosen, slope.gather(1, chosen).sign())
+        return size * self.radius_of(x) * signs.reshape(x.shape) / count
+
     @staticmethod
     def norm(v: Tensor) -> Tensor:
         """Return the sum of magnitudes over the last axis, keeping the axis."""
@@ -268,6 +293,18 @@ class L1(RoundBall):
         """Shrink every coordinate by the same distance: soft thresholding."""
         size = displacement.abs()
         return displacement.sign() * (size - amount * size.amax(-1, keepdim=True)).relu()
+
+    @staticmethod
+    def onto(displacement: Tensor, eps: Tensor) -> Tensor:
+        """Shrink every coordinate by the threshold ``eta`` that leaves eps, found by sorting. Source: thesis, Algorithm 10.
+
+        With the coordinates from the largest down, ``eta_j = (sum of the first j - eps) / j`` leaves eps on the first j alone;
+        it rises as long as coordinate j exceeds it, so the right one is the largest.
+        """
+        size = displacement.abs()
+        place = torch.arange(1, size.shape[-1] + 1, device=size.device, dtype=size.dtype)
+        eta = ((size.sort(-1, descending=True).values.cumsum(-1) - eps) / place).amax(-1, keepdim=True)
+        return displacement.sign() * (size - eta.clamp(min=0)).relu()
 
     def directions(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw from the Laplace distribution, which is uniform over the faces of the ball."""

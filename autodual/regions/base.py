@@ -47,8 +47,8 @@ class Region(ABC):
     """A bounded convex set ``B(x)`` around each example ``x`` of a batch, known by its support function.
 
     A region of one's own is one small class with ``support``; every other method has a default built on it, and
-    redefining one makes it faster, sharper or possible at all (``sample``, ``project`` and ``contains``, which only
-    attacks and tests need). Sets of different examples are independent: axis 0 of ``x`` is the batch.
+    redefining one makes it faster, sharper or possible at all (``sample``, ``project``, ``climb`` and ``contains``, which
+    only attacks and tests need). Sets of different examples are independent: axis 0 of ``x`` is the batch.
 
     Example:
         >>> class Ellipsoid(Region):
@@ -128,6 +128,17 @@ class Region(ABC):
     def project(self, x: Tensor, z: Tensor) -> Tensor:
         """Return a point of the region for each ``z``: the nearest one for built-in regions, ``z`` itself if inside."""
         raise NotImplementedError(f"{self!r} has no projection: define {type(self).__name__}.project(x, z)")
+
+    def climb(self, x: Tensor, z: Tensor, v: Tensor, size: float) -> Tensor:
+        """Return a step from ``z`` along which ``v . z`` rises, where repeated steps need one of their own; for attacks.
+
+        Args:
+            x: the examples.
+            z: one point of the region per example.
+            v: one direction per example, shaped like ``x``.
+            size: length of the step, as a fraction of the region's radius.
+        """
+        raise NotImplementedError(f"{self!r} has no steps of its own: define {type(self).__name__}.climb(x, z, v, size)")
 
     def contains(self, x: Tensor, z: Tensor, tolerance: float = 0.0) -> Tensor:
         """Tell for each example whether ``z`` lies in the region, shape (batch,); a NaN never does.

@@ -142,6 +142,8 @@ def shrink_into_ball(shrink: Callable[[Tensor], Tensor], inside: Callable[[Tenso
     """
     outside = like.new_zeros(like.shape[0], 1)
     good = torch.where(inside(shrink(outside)), 0, torch.ones_like(outside))
+    if not good.any():
+        return shrink(outside)
     for _ in range(60 if like.dtype == torch.float64 else 30):
         middle = 0.5 * (outside + good)
         fine = inside(shrink(middle))

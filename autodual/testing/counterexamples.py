@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autodual.attacks import Problem, Search, evaluation, functional, pgd, run_on_copies
+from autodual.attacks import functional, pgd
 from autodual.network import BoundModule
 from autodual.regions import Region
+from autodual.search import Problem, Search, evaluation, run_on_copies
 
 Regions = Region | Mapping[str, Region]
 SEED = 0

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from autodual.attacks import fgsm, minimize, pgd, smallest_margin
+from autodual.attacks import fgsm, minimize, msd, pgd, smallest_margin
 from autodual.errors import SpecificationError
 from autodual.regions import L1, L2, Box, LInf, Region
 
@@ -199,3 +199,152 @@ def test_a_model_may_write_into_its_inputs():
     for inputs in ((x, shift), {"x": x, "shift": shift}):
         pgd(WritesIntoItsInputs(), inputs, y, {"x": LInf(0.1)}, steps=2)
         assert torch.equal(shift, kept)
+
+
+class Counting(nn.Module):
+    """A classifier that counts how often it is run, and how often a gradient comes back through it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.forwards, self.backwards = model, 0, 0
+
+    def forward(self, x):
+        self.forwards += 1
+        outputs = self.model(x)
+        if outputs.requires_grad:
+            outputs.register_hook(self.count)
+        return outputs
+
+    def count(self, gradient):
+        self.backwards += 1
+
+
+def test_the_last_point_costs_exactly_the_steps(network):
+    x, y = uniform(5, 6), torch.tensor([0, 1, 2, 3, 0])
+    for steps, region, random_start in ((1, LInf(0.1), True), (4, L2(0.5), False), (7, L1(0.5, domain=(0.0, 1.0)), True)):
+        model = Counting(network)
+        z = pgd(model, x, y, region, steps=steps, keep="last", random_start=random_start)
+        assert (model.forwards, model.backwards) == (steps, steps)
+        assert region.contains(x, z, 1e-9).all()
+    model = Counting(network)
+    pgd(model, x, y, LInf(0.1), steps=4)
+    assert (model.forwards, model.backwards) == (5, 4)
+    with pytest.raises(SpecificationError, match="restarts must be 1"):
+        pgd(network, x, y, LInf(0.1), keep="last", restarts=2)
+    with pytest.raises(SpecificationError, match='"best" or "last"'):
+        pgd(network, x, y, LInf(0.1), keep="worst")
+
+
+def test_training_modes_do_not_reach_the_attack(network):
+    """Batch norm uses its running statistics during the attack, which leaves them as they were."""
+    x, y = uniform(5, 6), torch.tensor([0, 1, 2, 3, 0])
+    network.train()
+    before = network[1].running_mean.clone()
+    z = pgd(network, x, y, LInf(0.3), steps=5, keep="last")
+    assert torch.equal(network[1].running_mean, before)
+    assert torch.equal(z, pgd(network.eval(), x, y, LInf(0.3), steps=5, keep="last"))
+
+
+@pytest.mark.parametrize("region", REGIONS, ids=repr)
+def test_a_targeted_attack_reaches_the_label(network, region):
+    """For an affine classifier one step reaches as far as the region does; for others it comes at least nearer."""
+    x, target = uniform(5, 6), torch.tensor([3, 2, 1, 0, 1])
+    z = pgd(network, x, target, region, targeted=True, restarts=3, generator=torch.Generator().manual_seed(0))
+    assert region.contains(x, z, 1e-9).all()
+    network.eval()
+    with torch.no_grad():
+        start, samples = region.center(x), [region.sample(x, torch.Generator().manual_seed(i)) for i in range(50)]
+        reached = smallest_margin(network(z), target)
+        assert (reached > smallest_margin(network(start), target)).all()
+        assert (reached >= torch.stack([smallest_margin(network(each), target) for each in samples]).amax(0) - 1e-9).all()
+    affine = nn.Linear(6, 2).double()
+    z = fgsm(affine, x, torch.ones(5, dtype=torch.long), region, targeted=True)
+    row = (affine.weight[1] - affine.weight[0]).expand(1, 5, 6)
+    best = region.support(x, row)[0] + affine.bias[1] - affine.bias[0]
+    torch.testing.assert_close(smallest_margin(affine(z), torch.ones(5, dtype=torch.long)), best, atol=1e-7, rtol=1e-7)
+
+
+@pytest.mark.parametrize("region", REGIONS, ids=repr)
+def test_a_single_step_from_a_random_point(network, region):
+    x, y = uniform(5, 6), torch.tensor([0, 1, 2, 3, 0])
+    runs = [
+        fgsm(network, x, y, region, random_start=True, keep="last", generator=torch.Generator().manual_seed(s))
+        for s in (0, 0, 1)
+    ]
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+    assert all(region.contains(x, z, 1e-9).all() for z in runs)
+    assert not torch.equal(runs[0], fgsm(network, x, y, region, keep="last"))
+
+
+def test_a_random_start_without_a_step_is_a_sample_of_the_region(network):
+    x, y = uniform(5, 6), torch.zeros(5, dtype=torch.long)
+    z = pgd(network, x, y, LInf(0.3), steps=0, random_start=True, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(z, LInf(0.3).sample(x, torch.Generator().manual_seed(0)))
+
+
+UNION = (LInf(0.1, domain=(0.0, 1.0)), L2(0.3, domain=(0.0, 1.0)), L1(0.5, domain=(0.0, 1.0)))
+
+
+def test_multi_steepest_descent_stays_in_the_union_and_beats_most_single_attacks(network):
+    x, y = uniform(40, 6), torch.arange(40) % 4
+    z = msd(network, x, y, UNION, steps=40)
+    assert torch.stack([region.contains(x, z, 1e-9) for region in UNION]).any(0).all()
+    network.eval()
+    with torch.no_grad():
+        margin = smallest_margin(network(z), y)
+        single = torch.stack([smallest_margin(network(pgd(network, x, y, region, steps=40)), y) for region in UNION])
+    assert (margin.mean() <= single.mean(1) + 1e-3).all()
+    assert (margin <= single.amin(0) + 0.02).double().mean() > 0.9
+
+
+def test_multi_steepest_descent_of_one_region_is_pgd(network):
+    x, y = uniform(5, 6), torch.tensor([0, 1, 2, 3, 0])
+    for options in ({"steps": 5}, {"steps": 5, "restarts": 3}, {"steps": 5, "targeted": True, "keep": "last"}):
+        runs = [{"generator": torch.Generator().manual_seed(0), **options} for _ in range(2)]
+        assert torch.equal(msd(network, x, y, [L2(0.5)], **runs[0]), pgd(network, x, y, L2(0.5), **runs[1]))
+
+
+def test_multi_steepest_descent_takes_in_every_region():
+    """Of an affine model the best point of the union is the best of each region's best."""
+    model, x, y = nn.Linear(6, 2).double(), uniform(4, 6), torch.tensor([0, 1, 0, 1])
+    row = (model.weight[1 - y] - model.weight[y])[None]
+    for reversed_order in (False, True):
+        for regions in ((LInf(0.01), L1(1.0)), (LInf(0.5), L1(0.02)), (L2(0.1), Box(0.2, 0.8))):
+            order = regions[::-1] if reversed_order else regions
+            z = msd(model, x, y, order, steps=1)
+            best = torch.stack([region.support(x, row)[0] for region in regions]).amax(0) + model.bias[1 - y] - model.bias[y]
+            torch.testing.assert_close(-smallest_margin(model(z), y), best, atol=1e-7, rtol=1e-7)
+
+
+def test_messages_of_unions():
+    model, x, y = TwoInputs(), (uniform(2, 3).float(), uniform(2, 4).float()), torch.tensor([0, 1])
+    with pytest.raises(SpecificationError, match="at least one region"):
+        msd(model, x, y, [])
+    with pytest.raises(SpecificationError, match="same arguments"):
+        msd(model, x, y, [{"image": LInf(0.1)}, {"state": LInf(0.1)}])
+    points = msd(model, x, y, [{"image": LInf(0.1)}, {"image": L2(0.1)}], steps=2)
+    assert points[1] is x[1]
+
+
+@pytest.mark.parametrize("ball", [L1, L2])
+def test_whole_balls_project_as_balls_with_a_wide_domain_do(ball):
+    """Sorting and scaling against bisection, points inside and outside, radius zero among them."""
+    x, generator = uniform(30, 6), torch.Generator().manual_seed(1)
+    z = x + torch.randn(30, 6, generator=generator, dtype=x.dtype) * torch.logspace(-2, 2, 30, dtype=x.dtype)[:, None]
+    for eps in (0.7, 0.0, torch.linspace(0.0, 3.0, 30, dtype=x.dtype)):
+        projected = ball(eps).project(x, z)
+        torch.testing.assert_close(projected, ball(eps, domain=(-1e4, 1e4)).project(x, z), atol=1e-9, rtol=1e-9)
+        inside = ball(eps).contains(x, z)
+        torch.testing.assert_close(projected[inside], z[inside], atol=1e-12, rtol=0)
+        assert ball(eps).contains(x, projected, 1e-12).all()
+
+
+def test_steps_of_the_l1_ball_move_a_few_coordinates_that_may_move():
+    x = torch.tensor([[0.0, 1.0, 0.5, 0.5]], dtype=torch.float64).repeat(1, 5)
+    v = torch.tensor([[-9.0, 9.0, -3.0, 2.0]], dtype=torch.float64).repeat(1, 5)
+    step = L1(1.0, domain=(0.0, 1.0)).climb(x, x, v, 0.5)
+    assert [index % 4 for index in step[0].nonzero().flatten().tolist()] == [2]
+    assert step.sum() == -0.5
+    step = L1(1.0, domain=(0.0, 1.0)).climb(x, x, v, 1.0)
+    assert sorted(step[step != 0].tolist()) == [-0.5, -0.5]
