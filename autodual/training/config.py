@@ -17,7 +17,9 @@ import torch
 from autodual.errors import SpecificationError
 from autodual.methods import METHODS, Method
 from autodual.regions import L1, L2, LInf, Region
+from autodual.report import why_none
 from autodual.training.schedules import Constant, Schedule, as_table, schedule_from
+from dual_layers import NONE
 
 NORMS = {"linf": LInf, "l2": L2, "l1": L1}
 
@@ -165,7 +167,12 @@ class Config:
             raise SpecificationError(f"domain must be two numbers, the lower one first, got {list(self.domain)}")
         if self.evaluation.patience is not None and math.isinf(max(part.settled for part in self.schedules.values())):
             raise SpecificationError("evaluation.patience needs schedules that settle")
-        _ = self.method, [method_from(name) for name in self.evaluation.methods]
+        if min(self.schedules["eps"](epoch) for epoch in range(self.epochs + 1)) < 0:
+            raise SpecificationError(f"eps must never be negative, its schedule is {self.schedules['eps']}")
+        _ = self.method
+        for method in map(method_from, self.evaluation.methods):
+            if method.guarantee == NONE:
+                raise SpecificationError(f"evaluation.methods: {method} proves nothing: {why_none(method)}")
 
     @property
     def method(self) -> Method:
