@@ -14,8 +14,8 @@ def is_leaf(module: nn.Module) -> bool:
         return False
     if module._forward_hooks or module._forward_pre_hooks or _global_hooks():
         return False
-    known = dual_layers.keys_of(rule)
-    return not _overrides_a_part(type(module), next(base for base in type(module).__mro__ if base in known))
+    base = next(base for base in type(module).__mro__ if dual_layers.is_key(base, rule))
+    return not _overrides_a_part(type(module), base)
 
 
 def _global_hooks() -> bool:

@@ -58,6 +58,8 @@ class Dual(Proof):
         rows: how the backward walk lays out the rows of hidden elements: each in every example (``dense``), undecided ones
             alone (``whole``), as the windows that they depend on where those are small (``windows``). The numbers agree; by
             default each node's rows take the layout that visits the fewest elements, which ``explain`` shows.
+        intermediate: ``"interval"`` bounds the inputs of nonlinear operators by intervals, which leaves one walk, that of the
+            rows asked for: CROWN-IBP (Zhang et al., 2020) with ``Adaptive``. By default they are bounded by the same method.
 
     Example:
         >>> import autodual, torch
@@ -73,12 +75,14 @@ class Dual(Proof):
     strict: bool = False
     walk: Literal["backward", "forward"] = "backward"
     rows: RowLayout = field(default="auto", repr=False)
+    intermediate: Literal["interval"] | None = None
 
     def __post_init__(self) -> None:
         """Check the options."""
         if self.walk not in ("backward", "forward"):
             raise SpecificationError(f'walk must be "backward" or "forward", got {self.walk!r}')
         _check_rows(self.rows)
+        _check_intermediate(self.intermediate)
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class Adaptive(Proof):
     Attributes:
         strict: as for ``Dual``.
         rows: as for ``Dual``.
+        intermediate: as for ``Dual``.
 
     Example:
         >>> import autodual, torch
@@ -102,15 +107,22 @@ class Adaptive(Proof):
 
     strict: bool = False
     rows: RowLayout = field(default="auto", repr=False)
+    intermediate: Literal["interval"] | None = None
 
     def __post_init__(self) -> None:
         """Check the options."""
         _check_rows(self.rows)
+        _check_intermediate(self.intermediate)
 
 
 def _check_rows(rows: object) -> None:
     if rows not in get_args(RowLayout):
         raise SpecificationError(f"rows must be one of {', '.join(get_args(RowLayout))}, got {rows!r}")
+
+
+def _check_intermediate(intermediate: object) -> None:
+    if intermediate not in (None, "interval"):
+        raise SpecificationError(f'intermediate must be None or "interval", got {intermediate!r}')
 
 
 @dataclass(frozen=True)

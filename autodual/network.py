@@ -7,7 +7,6 @@ from functools import partial, wraps
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autodual.accounting import Accountant
@@ -17,13 +16,14 @@ from autodual.bounds.run import Run
 from autodual.domains import violations
 from autodual.errors import SpecificationError, TraceError
 from autodual.explain import Explanation, explain
+from autodual.loss_bounds import LossBounds
 from autodual.methods import LP, Auto, Method, at_once, resolve
 from autodual.preparation import Inputs, Preparation, Regions
 from autodual.problem import Problem, run_model
 from autodual.radius import MOST_STEPS, largest_certified
 from autodual.regions import Box, LInf, Region
 from autodual.report import Report, Verdict, certified_by, why_none
-from autodual.specification import check_labels, check_rows, margin_rows
+from autodual.specification import check_labels, check_rows, rival_rows, spread_rivals
 from dual_layers import NONE, Interval
 
 MEMORY_BUDGET = 2**25
@@ -233,16 +233,30 @@ class BoundModule(nn.Module):
         Raises:
             SpecificationError: there is no such reduction, or input, labels or region do not fit the model.
         """
-        if reduction not in ("mean", "sum", "none"):
-            raise SpecificationError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
+        from autodual.losses import RobustLoss  # losses are made of networks
+
+        return RobustLoss(self, method, reduction)(x, y, region)
+
+    @_outside_inference
+    def loss_bounds(self, x: Inputs, y: Any, region: Regions) -> LossBounds:
+        """Start the bounds that a loss is made of: ``.margins(method)`` by as many methods as it takes.
+
+        In training mode the model is also run once on x, so that batch statistics move as in an ordinary training step.
+
+        Args:
+            x: the model's input.
+            y: labels, ``(batch,)`` integers.
+            region: the inputs to cover.
+
+        Raises:
+            SpecificationError: input, labels or region do not fit the model.
+        """
         problem = self._problem(x, region)
-        margins, _, labels, _ = self._margins(problem, y, at_once(resolve(method)), claim=False)
-        if problem.program.has_batch_statistics and problem.batch:  # they move once, as in an ordinary training step
+        y = self._labels(problem, y)
+        if problem.program.has_batch_statistics and problem.batch:
             with torch.no_grad():
                 run_model(self.model, problem.arguments)
-        known = margins.isfinite().all(1)
-        losses = torch.where(known, F.cross_entropy(-margins, labels, reduction="none"), torch.inf)
-        return {"none": losses, "mean": losses.mean(), "sum": losses.sum()}[reduction]
+        return LossBounds(problem, y, self.memory_budget)
 
     @_outside_inference
     def flag(self, x: Inputs, region: Regions, method: str | Method = "dual") -> Tensor:
@@ -382,27 +396,31 @@ class BoundModule(nn.Module):
         y: Any,
         method: Method,
         *,
-        claim: bool = True,
         until_positive: bool = False,
         walks: list[tuple[Run, Tensor]] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Run | None]:
         """Return margins, their float allowance, the labels as a tensor and, unless the batch is empty, the run."""
+        y = self._labels(problem, y)
+        if problem.batch == 0:
+            return problem.empty(problem.outputs), problem.empty(problem.outputs), y, None
+        run = problem.run(self.memory_budget)
+        run.walks = walks
+        rows, rivals = rival_rows(y, problem.outputs, problem.like)
+        margins, _, allowance = bound_rows(run, method, rows, lower_only=True, until_positive=until_positive)
+        margins, allowance = (spread_rivals(values, rivals, problem.outputs) for values in (margins, allowance))
+        return margins, allowance, y, run
+
+    def _labels(self, problem: Problem, y: Any) -> Tensor:
+        """Check that the model is a classifier and labels are its classes."""
         if len(problem.output_shape) != 2 or problem.outputs < 2:
             raise SpecificationError(
                 "margins need scores of shape (batch, classes) with two classes or more, but the model returns "
                 f"{problem.output_shape}; use bounds() with a spec"
             )
-        y = check_labels(y, problem.batch, problem.outputs, problem.like.device)
-        if problem.batch == 0:
-            return problem.empty(problem.outputs), problem.empty(problem.outputs), y, None
-        spec, run = margin_rows(y, problem.outputs, problem.like), self._run(problem, claim=claim)
-        run.walks = walks
-        margins, _, allowance = bound_rows(run, method, spec, lower_only=True, until_positive=until_positive)
-        own = F.one_hot(y, problem.outputs).bool()
-        return margins.masked_fill(own, 0.0), allowance.masked_fill(own, 0.0), y, run
+        return check_labels(y, problem.batch, problem.outputs, problem.like.device)
 
     def _problem(self, x: Inputs, region: Regions) -> Problem:
         return self._preparation.problem(x, region)
 
-    def _run(self, problem: Problem, *, claim: bool = True) -> Run:
-        return problem.run(self.memory_budget, claim=claim)
+    def _run(self, problem: Problem) -> Run:
+        return problem.run(self.memory_budget)

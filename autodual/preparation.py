@@ -16,7 +16,7 @@ from autodual.compile import Program, compile_graph
 from autodual.errors import AutoDualError, SpecificationError, UnsupportedOperatorError
 from autodual.graph import Graph, ModuleRef, Node
 from autodual.primal import evaluate
-from autodual.problem import Problem, filled, run_model
+from autodual.problem import Problem, Record, filled, run_model
 from autodual.regions import LInf, Region
 from autodual.specification import check_inputs
 from autodual.trace import ExampleNeededError, trace
@@ -37,7 +37,7 @@ class Preparation:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._graphs: dict[Any, Graph] = {}
-        self._programs: dict[Any, tuple[Program, Placement, set[Any]]] = {}
+        self._programs: dict[Any, tuple[Program, Placement, Record]] = {}
 
     def look_ahead(self) -> None:
         """Trace and compile as far as is possible before the first input is seen.
@@ -87,8 +87,8 @@ class Preparation:
         check_inputs(arguments, tuple(regions), next(self.model.parameters(), None))
         for name, part in regions.items():
             part.validate(arguments[name], name)
-        program, placement, separated = self._program(arguments, tuple(regions))
-        return Problem(self.model, program, placement, arguments, regions, separated)
+        program, placement, record = self._program(arguments, tuple(regions))
+        return Problem(self.model, program, placement, arguments, regions, record)
 
     def arguments(self, x: Inputs) -> dict[str, Any]:
         """Name the model's arguments."""
@@ -112,7 +112,7 @@ class Preparation:
             _drop_oldest(self._graphs)
         return graph
 
-    def _program(self, arguments: Mapping[str, Any], perturbed: tuple[str, ...]) -> tuple[Program, Placement, set[Any]]:
+    def _program(self, arguments: Mapping[str, Any], perturbed: tuple[str, ...]) -> tuple[Program, Placement, Record]:
         batch = len(arguments[perturbed[0]])
         kinds = tuple(_kind(value, batch) for value in arguments.values())
         key = (self._mode(), tuple(arguments), perturbed, kinds)
@@ -123,7 +123,7 @@ class Preparation:
             program = self._compiled(graph, sources, some)
             _drop_oldest(self._programs)
             placement = validate(program, self.model, some, lambda values: run_model(self.model, values))
-            self._programs[key] = program, placement, set()
+            self._programs[key] = program, placement, Record()
         return self._programs[key]
 
     def _compiled(self, graph: Graph, sources: tuple[str, ...], arguments: Mapping[str, Any]) -> Program:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from autodual.errors import AutoDualError, SpecificationError
@@ -29,15 +30,48 @@ def evaluate(graph: Graph, model: nn.Module, inputs: Mapping[str, Any]) -> dict[
     """
     values: dict[str, Any] = {}
     for node in graph.nodes:
-        if node.kind == "input":
-            values[node.name] = inputs[node.operator]
-        elif node.kind == "attribute":
-            values[node.name] = (
-                graph.constants[node.operator] if node.operator in graph.constants else _attribute(model, node.operator)
-            )
-        else:
-            values[node.name] = _run(node, model, values)
+        values[node.name] = _value(node, graph, model, inputs, values)
     return values
+
+
+class Trajectory(Mapping[str, Any]):
+    """The values of a graph's nodes, each computed, with what it depends on, when first asked for.
+
+    Whoever asks first, gradients are recorded where they were to be recorded at the beginning. Arguments as for ``evaluate``.
+    """
+
+    def __init__(self, graph: Graph, model: nn.Module, inputs: Mapping[str, Any]) -> None:
+        self.graph, self.model, self.inputs = graph, model, inputs
+        self._values: dict[str, Any] = {}
+        self._differentiable = torch.is_grad_enabled()
+
+    def __getitem__(self, name: str) -> Any:
+        """Return a node's value."""
+        stack = [name]
+        while name not in self._values:
+            node = self.graph.by_name[stack[-1]]
+            missing = [parent for parent in node.parents if parent not in self._values]
+            if not missing:
+                with torch.set_grad_enabled(self._differentiable):
+                    self._values[stack.pop()] = _value(node, self.graph, self.model, self.inputs, self._values)
+            stack.extend(missing)
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Name all nodes."""
+        return iter(self.graph.by_name)
+
+    def __len__(self) -> int:
+        """Count all nodes."""
+        return len(self.graph.nodes)
+
+
+def _value(node: Node, graph: Graph, model: nn.Module, inputs: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
+    if node.kind == "input":
+        return inputs[node.operator]
+    if node.kind == "attribute":
+        return graph.constants[node.operator] if node.operator in graph.constants else _attribute(model, node.operator)
+    return _run(node, model, values)
 
 
 def operator_of(node: Node, model: nn.Module) -> Any:

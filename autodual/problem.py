@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +21,21 @@ from autodual.validate import Placement, agree, buffers_kept, check_separate
 from dual_layers import NONE, REAL, Guarantee
 
 
+@dataclass
+class Record:
+    """What was found out about a program while it was used.
+
+    Attributes:
+        separated: sizes of batch and states of buffers for which examples were seen to stay apart.
+        output: sizes of the output's axes behind the batch, once they are known.
+        trained: whether a loss has been computed, and the graph compared with the model on that occasion.
+    """
+
+    separated: set[Any] = field(default_factory=set)
+    output: tuple[int, ...] | None = None
+    trained: bool = False
+
+
 class Problem:
     """What is asked: a compiled model, its arguments and a region for each perturbed one.
 
@@ -28,7 +45,7 @@ class Problem:
         placement: where each node keeps its examples.
         arguments: the model's arguments by name.
         regions: the region of each perturbed argument, by name.
-        separated: sizes of batch and states of buffers for which examples were seen to stay apart; added to.
+        record: what is known about the program from earlier uses; added to.
     """
 
     def __init__(
@@ -38,10 +55,10 @@ class Problem:
         placement: Placement,
         arguments: Mapping[str, Any],
         regions: Mapping[str, Region],
-        separated: set[Any],
+        record: Record,
     ) -> None:
         self.model, self.program, self.placement = model, program, placement
-        self.arguments, self.regions, self.separated = arguments, regions, separated
+        self.arguments, self.regions, self.record = arguments, regions, record
         self.like: Tensor = arguments[next(iter(regions))]
         self.batch = len(self.like)
 
@@ -58,12 +75,14 @@ class Problem:
     @property
     def output_shape(self) -> tuple[int, ...]:
         """Shape of the output for this batch."""
-        return (self.batch, *self.scores.shape[1:])
+        if self.record.output is None:
+            self.record.output = tuple(self.scores.shape[1:])
+        return (self.batch, *self.record.output)
 
     @property
     def outputs(self) -> int:
         """Number of outputs per example."""
-        return self.scores[:1].numel()
+        return math.prod(self.output_shape[1:])
 
     def empty(self, rows: int) -> Tensor:
         """Return an answer for an empty batch."""
@@ -118,7 +137,7 @@ class Problem:
 
         Args:
             memory_budget: bytes that the rows of one backward walk may take.
-            claim: check all that a claim rests on; in training a loss will do with less.
+            claim: check all that a claim rests on; a loss will do with less, and with its first time.
 
         Raises:
             SpecificationError: the model's output is not finite, an operator has no value at the centre of a region, or the
@@ -127,7 +146,6 @@ class Problem:
         """
         if self.batch == 1 and self.placement.alone is not None:
             raise SpecificationError(f"give two examples or more: {self.placement.alone}")
-        self.outputs_at_x()
         sources = {name: self.program.graph.by_name[name].operator for name in self.program.sources}
         regions = {name: self.regions[argument] for name, argument in sources.items()}
         given = {name: self.arguments[argument] for name, argument in sources.items()}
@@ -143,6 +161,12 @@ class Problem:
             placement.alone is None,
             claim,
         )
+        if claim or not self.record.trained:
+            self._check(run, claim)
+        return run
+
+    def _check(self, run: Run, claim: bool) -> None:
+        self.outputs_at_x()
         check_centre(run)
         self._check_unchanged(self.outputs_at_centre(), run.values[self.program.graph.output].detach())
         if claim:
@@ -150,7 +174,7 @@ class Problem:
                 traced = evaluate(self.program.graph, self.model, corner)[self.program.graph.output]
                 self._check_unchanged(self.flat(self._model_at(corner)), traced.detach())
             self._check_separate()
-        return run
+        self.record.trained = True
 
     def _check_separate(self) -> None:
         """Check that this batch's examples do not meet, once for each size of batch and state of the buffers."""
@@ -158,9 +182,9 @@ class Problem:
             return
         buffers = tuple((id(buffer), buffer._version) for buffer in self.model.buffers())
         key = (self.batch, buffers)
-        if self.program.tied or key not in self.separated:
+        if self.program.tied or key not in self.record.separated:
             check_separate(self.program, self.model, self.placement.layouts, self.points)
-            self.separated.add(key)
+            self.record.separated.add(key)
 
     def _corners(self) -> Iterator[dict[str, Any]]:
         """Yield the arguments with every perturbed one at an end of its region's box, where that is at hand."""

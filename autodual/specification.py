@@ -18,6 +18,23 @@ def margin_rows(y: Int[Tensor, " batch"], classes: int, like: Tensor) -> Float[T
     return identity[y][:, None, :] - identity
 
 
+def rival_rows(
+    y: Int[Tensor, " batch"], classes: int, like: Tensor
+) -> tuple[Float[Tensor, "batch rivals classes"], Int[Tensor, "batch rivals"]]:
+    """Return the rows ``e_y - e_j`` for every class j but y, and those classes."""
+    identity = torch.eye(classes, dtype=like.dtype, device=like.device)
+    rivals = torch.arange(classes - 1, device=like.device).expand(len(y), -1)
+    rivals = rivals + (rivals >= y[:, None])
+    return identity[y][:, None, :] - identity[rivals], rivals
+
+
+def spread_rivals(
+    values: Float[Tensor, "batch rivals"], rivals: Int[Tensor, "batch rivals"], classes: int
+) -> Float[Tensor, "batch classes"]:
+    """Put the rivals' values in their classes' places, and 0 in the labels'."""
+    return values.new_zeros(len(values), classes).scatter(1, rivals, values)
+
+
 def check_rows(spec: Tensor, batch: int, outputs: int, like: Tensor) -> Tensor:
     """Check linear functionals of the outputs: ``(rows, outputs)`` or ``(batch, rows, outputs)``.
 

@@ -11,7 +11,7 @@ from dual_layers.contract import (
 )
 from dual_layers.families import Affine, Composite, PiecewiseLinear, Relaxed
 from dual_layers.registry import (
-    cases, choose, is_held, is_shape_query, keys_of, lookup, nearest, register, register_held, register_shape_query,
+    cases, choose, is_held, is_shape_query, is_key, keys_of, lookup, nearest, register, register_held, register_shape_query,
     registered_rules, spelling,
 )
 from dual_layers.smooth import Piece, Smooth
@@ -26,6 +26,7 @@ from dual_layers.custom import elementwise  # noqa: E402  (its functions need th
 __all__ = [
     "INPUT", "NONE", "REAL", "ROUNDED", "UNKNOWN", "Affine", "Call", "Choice", "Composite", "DualLayer", "Facts", "Field",
     "Guarantee", "Interval", "Offsets", "Piece", "PiecewiseLinear", "Relaxed", "RuleSample", "Slopes", "Slot", "Smooth",
-    "cases", "choose", "elementwise", "is_held", "is_shape_query", "keys_of", "lookup", "nearest", "probabilistic", "register",
+    "cases", "choose", "elementwise", "is_held", "is_key", "is_shape_query", "keys_of", "lookup", "nearest", "probabilistic",
+    "register",
     "register_held", "register_shape_query", "registered_rules", "spelling",
 ]

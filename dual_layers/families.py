@@ -190,8 +190,9 @@ class Relaxed(DualLayer):
         """
         if slopes.parallel:
             return tuple(nu * slope for slope in slopes.lower)
-        positive, negative = nu.clamp(min=0), nu.clamp(max=0)
-        return tuple(lower * positive + upper * negative for lower, upper in zip(slopes.lower, slopes.upper, strict=True))
+        positive = nu > 0
+        pairs = zip(slopes.lower, slopes.upper, strict=True)
+        return tuple(torch.where(positive, lower, upper) * nu for lower, upper in pairs)
 
     def push(self, slopes: tuple[Tensor, ...], points: tuple[Tensor, ...]) -> Tensor:
         """Apply one side's slopes to one point per perturbed input; the points may have a leading axis of rows."""

@@ -119,6 +119,11 @@ def keys_of(rule: type[DualLayer]) -> list[Key]:
     return [key for key, rules in _RULES.items() if rule in rules]
 
 
+def is_key(operator: Key, rule: type[DualLayer]) -> bool:
+    """Whether a rule is registered under an operator itself."""
+    return rule in _RULES.get(operator, ())
+
+
 def nearest(operator: Key, count: int = 3) -> list[str]:
     """Name the supported operators whose names are most like an unsupported one's, best first; often none."""
     names: dict[str, list[str]] = {}

@@ -124,10 +124,8 @@ def _add_penalty(run: Run, name: str, nu: Tensor, lines: Lines, total: Deviation
         spread = _contract(run, name, nu.abs(), lines.spread)
         total.lower = total.lower + (shift - spread)
         total.upper = None if total.upper is None else total.upper + (shift + spread)
-    else:
-        total.lower = total.lower + (
-            _contract(run, name, nu.clamp(min=0), lines.lower) + _contract(run, name, nu.clamp(max=0), lines.upper)
-        )
+    else:  # [nu]_+ . lower + [nu]_- . upper, by magnitudes: half as many passes over the rows as by their two parts
+        total.lower = total.lower + (_contract(run, name, nu, lines.shift) - _contract(run, name, nu.abs(), lines.spread))
         total.upper = None
 
 

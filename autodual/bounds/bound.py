@@ -13,10 +13,11 @@ from autodual.bounds.auto import Escalation
 from autodual.bounds.backward import Deviation
 from autodual.bounds.combined import Combined
 from autodual.bounds.intermediate import allowance, in_chunks, relax
+from autodual.bounds.interval_walk import interval_rows
 from autodual.bounds.linear_program import Relaxation, relaxation, tightened
 from autodual.bounds.projected import Projections
 from autodual.bounds.run import Run, meet
-from autodual.methods import LP, Auto, Method, Optimized
+from autodual.methods import IBP, LP, Auto, Method, Optimized
 from dual_layers import NONE, Interval
 
 
@@ -46,6 +47,10 @@ def bound_rows(
     output = run.program.graph.output
     if output not in run.program.rules and output not in run.program.sources:
         return _constant(run, output, spec)
+    if isinstance(method, IBP) and lower_only and spec is not None and not run.claim:
+        rows = (spec[None] if spec.ndim == 2 else spec).expand(run.batch, -1, -1)
+        lower = interval_rows(run, rows.movedim(1, 0))
+        return _known(lower, -torch.inf), torch.full_like(lower, torch.inf), torch.zeros_like(lower)
     if isinstance(method, Auto):
         turns = Escalation(run, method, until_positive=until_positive, lower_only=lower_only)
         return turns.bounds(spec, partial(bound_rows, lower_only=lower_only, until_positive=until_positive))

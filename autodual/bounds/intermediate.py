@@ -18,6 +18,9 @@ from autodual.errors import AutoDualError, SpecificationError
 from autodual.methods import IBP, Adaptive, Dual, Method, Projected
 from dual_layers import NONE, Interval
 
+STORED = 16
+"""How many memory budgets a loss may take: what is kept for derivatives need not stay in fast memory."""
+
 Forward = NoiseSymbols | Projections
 
 
@@ -108,6 +111,8 @@ def _bound_input(run: Run, name: str, method: Dual | Adaptive | Projected, forwa
     if name not in run.boxes:
         if _taken_exactly(run, name, method):
             run.boxes[name], run.how[name] = run.hull(name), "interval, exact"
+        elif isinstance(method, (Dual, Adaptive)) and method.intermediate == "interval":
+            run.boxes[name], run.how[name] = run.hull(name), "interval"
         elif _repeats(run, name):
             parent = run.program.parents[name][0]
             box = _bound_input(run, parent, method, forward)
@@ -353,7 +358,7 @@ def in_chunks(
             size = size if other.magnitude is None else torch.maximum(size, other.magnitude)
         return found.lower, upper, size
 
-    size = run.rows_per_chunk(name)
+    size = run.rows_per_chunk(name) * (STORED if torch.is_grad_enabled() else 1)
     if len(rows) <= size:
         return Deviation(*walk(rows))
     if torch.is_grad_enabled():

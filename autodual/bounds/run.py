@@ -17,7 +17,7 @@ from autodual.errors import AutoDualError
 from autodual.estimators import Sampling
 from autodual.layout import Layout
 from autodual.methods import RowLayout
-from autodual.primal import evaluate
+from autodual.primal import Trajectory, evaluate
 from autodual.regions import Region
 from dual_layers import DualLayer, Interval, Slopes
 
@@ -111,8 +111,10 @@ class Run:
     trials: Mapping[str, Trial] = field(default_factory=dict)
 
     @cached_property
-    def values(self) -> dict[str, Any]:
-        """The reference trajectory: every node's value at the points."""
+    def values(self) -> Mapping[str, Any]:
+        """The reference trajectory: every node's value at the points. A loss may have no need of most of them."""
+        if not self.claim:
+            return Trajectory(self.program.graph, self.model, self.points)
         return evaluate(self.program.graph, self.model, self.points)
 
     @cached_property
@@ -204,7 +206,7 @@ class Run:
     def rounded(self, name: str, box: Interval) -> Interval:
         """Move a box' ends outwards by what float rounding may have cost them; moving elements about costs nothing."""
         facts = self.layers[name].facts
-        if self.strict or not facts.affine or (facts.monotone and facts.injective):
+        if self.strict or not self.claim or not facts.affine or (facts.monotone and facts.injective):
             return box
         width = box.width.detach().nan_to_num(posinf=0.0)
         slack = ROUNDINGS * self.coarsest * (self.magnitudes(name) + width)
@@ -323,7 +325,7 @@ class Run:
 
     def settle(self) -> None:
         """Fill every cache now."""
-        _ = self.layers
+        _ = self.layers, dict(self.values)
         self.bind_template()
         for name, rule in self.program.rules.items():
             if rule.facts.affine:
@@ -358,8 +360,11 @@ class Run:
             if name in self.program.sources:
                 self.hulls[name] = self.regions[name].hull(self.given[name])
             else:
-                parents = tuple(self.hull(parent) for parent in self.program.parents[name])
-                box = self._not_below_zero(name, parents, self.rounded(name, self.layers[name].interval(*parents)))
+                parents, layer = tuple(self.hull(parent) for parent in self.program.parents[name]), self.layers[name]
+                if self.claim:
+                    box = self._not_below_zero(name, parents, self.rounded(name, layer.interval(*parents)))
+                else:
+                    box = image(layer, parents)
                 for enclosure, layer in self._enclosures(name):
                     tighter = layer.interval(*(self._with_roundoff(self.hull(parent)) for parent in enclosure.parents))
                     box = box if tighter is None else meet(box, tighter)
@@ -372,7 +377,7 @@ class Run:
         Its interval sees none of the parts, whose boxes are rounded one by one. But terms that cancel inside it, such as
         values and their mean, are off by roundoffs of the input's own size: the result is that of an input so far away.
         """
-        if self.strict:
+        if self.strict or not self.claim:
             return box
         slack = ROUNDINGS * self.coarsest
         below, above = (slack * end.detach().abs().nan_to_num(posinf=0.0) for end in (box.lower, box.upper))
@@ -437,6 +442,23 @@ class Run:
         widest = max(self.features(parent) for parent in [name, *self.program.rules, *self.program.sources])
         live = 4  # a row at an operator's two ends, and two temporaries of its contraction
         return max(1, self.budget // (live * widest * max(self.batch, 1) * value.element_size()))
+
+
+def image(layer: DualLayer, boxes: tuple[Interval, ...]) -> Interval:
+    """Map boxes through an operator by the shortest way, for a loss: an infinite end may come out as NaN."""
+    facts = layer.facts
+    if facts.affine and (facts.monotone or (facts.elementwise and len(boxes) == 1)):
+        ends = layer.forward(*(box.lower for box in boxes)), layer.forward(*(box.upper for box in boxes))
+        return Interval(*ends) if facts.monotone else Interval(torch.minimum(*ends), torch.maximum(*ends))
+    if facts.affine:
+        radii = tuple(0.5 * (box.upper - box.lower) for box in boxes)
+        center = layer.forward(*(box.lower + radius for box, radius in zip(boxes, radii, strict=True)))
+        radius = layer.magnitude(*radii)
+        return Interval(center - radius, center + radius)
+    if facts.monotone and facts.positionwise and layer.continuous():
+        (box,) = boxes
+        return Interval(layer.forward(box.lower), layer.forward(box.upper))
+    return layer.interval(*boxes)
 
 
 def meet(box: Interval, other: Interval) -> Interval:

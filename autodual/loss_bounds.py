@@ -1,0 +1,83 @@
+"""What losses are made of: bounds of one batch's margins by several methods, and the boxes of hidden layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from autodual.bounds.backward import backward
+from autodual.bounds.bound import bound_rows
+from autodual.bounds.intermediate import relax
+from autodual.bounds.run import Run
+from autodual.errors import SpecificationError
+from autodual.methods import IBP, Adaptive, Dual, Method, at_once, resolve
+from autodual.problem import Problem
+from autodual.specification import rival_rows, spread_rivals
+from dual_layers import Interval
+
+
+@dataclass(frozen=True)
+class LossBounds:
+    """Bounds to train on, differentiable in the parameters; nothing may be claimed of them.
+
+    Attributes:
+        problem: the batch and its regions.
+        y: checked labels, ``(batch,)``.
+        budget: bytes that the rows of one backward walk may take.
+    """
+
+    problem: Problem
+    y: Int[Tensor, " batch"]
+    budget: int
+
+    @cached_property
+    def run(self) -> Run:
+        """A run whose boxes are those of interval arithmetic; every method starts from a fork of it."""
+        return self.problem.run(self.budget, claim=False)
+
+    def margins(self, method: str | Method = "dual") -> Float[Tensor, "batch classes"]:
+        """Bound ``f_y - f_j`` from below, or estimate such a bound; 0 at ``j = y``.
+
+        Where nothing is known, as where intervals leave an operator's domain, a margin is minus infinity.
+        """
+        options, classes = at_once(resolve(method)), self.problem.outputs
+        if self.problem.batch == 0:
+            return self.problem.empty(classes)
+        rows, rivals = rival_rows(self.y, classes, self.problem.like)
+        run = self.run if isinstance(options, IBP) else self.run.fork(boxes=True)
+        lower, _, _ = bound_rows(run, options, rows, lower_only=True)
+        if not lower.isfinite().all():  # with all the care that is taken for a claim, or an error that says what is wrong
+            lower, _, _ = bound_rows(self.problem.run(self.budget), options, rows, lower_only=True)
+        return spread_rivals(lower, rivals, classes)
+
+    def hidden(self) -> list[Interval]:
+        """Return the interval bounds of the inputs of element-wise nonlinear operators, in topological order."""
+        program = self.run.program
+        names = [name for name in program.relaxed if program.rules[name].facts.positionwise]
+        return [self.run.hull(parent) for name in names for parent in program.parents[name]]
+
+    def distances(self, method: Dual | Adaptive) -> Float[Tensor, "batch rivals"]:
+        """Return how far the region's centre is from the planes where linear bounds of the margins are zero.
+
+        The walk's rows end at the input as the normals of a polyhedron inside which the label is proved. A distance is in
+        units of the region's reach in the plane's direction: 0 at the centre (or where the bound is not positive there), 1
+        where the plane touches the region. Source: Liu, Salzmann, Süsstrunk, polyhedral envelope regularization (2021).
+        """
+        run, output = self.run.fork(boxes=True), self.run.program.graph.output
+        if not isinstance(method, (Dual, Adaptive)):
+            raise SpecificationError(f"an envelope needs lines through the network: Dual(...) or Adaptive(...), got {method!r}")
+        relax(run, method, output)
+        rows, _ = rival_rows(self.y, self.problem.outputs, self.problem.like)
+        arrived: dict[str, Tensor] = {}
+        deviation = backward(run, output, run.rows(output, rows.movedim(1, 0)), arrived=arrived)
+        at_center = torch.einsum("brk,bk->br", rows, run.examples(output, run.values[output])) + deviation.lower.T
+        reach = torch.zeros_like(at_center)
+        for name, nu in arrived.items():
+            if name in run.regions:
+                region = run.regions[name]
+                reach = reach + region.excess(run.given[name], run.expand(name, nu if region.symmetric else -nu)).T
+        return 1 + at_center.clamp(min=-reach) / reach.clamp(min=torch.finfo(reach.dtype).tiny)

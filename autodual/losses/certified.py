@@ -1,0 +1,171 @@
+"""Losses over bounds: upper bounds of the worst loss in the region, or estimates of such."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from autodual.errors import SpecificationError
+from autodual.losses.base import Loss, Objective, check_share, mixed, of_margins
+from autodual.losses.regularizers import interval_regularizer
+from autodual.methods import Adaptive, Dual, Method
+from autodual.network import BoundModule
+from autodual.regions import Region
+
+
+class RobustLoss(Loss):
+    """The robust loss of a bound, with a share of the clean loss and a regulariser for intervals.
+
+        (1 - kappa) * loss(margins) + kappa * cross_entropy(f(x)) + regularize * R
+
+    Source: thesis, Theorem 2 (eq. 3.23); Gowal et al., interval bound propagation (2018), for kappa; Shi et al. (2021) for R,
+    ``autodual.losses.regularizers.interval_regularizer``.
+
+    Args:
+        network: what ``certify`` returned.
+        method: how to bound.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        objective: ``"cross-entropy"`` or ``"hinge"``, of the margins.
+        numbers: ``kappa``, share of the clean loss; ``regularize``, weight of the regulariser.
+
+    Example:
+        >>> import autodual, torch
+        >>> model = torch.nn.Linear(2, 2, bias=False)
+        >>> _ = torch.nn.init.eye_(model.weight)
+        >>> loss, x, y = RobustLoss(autodual.certify(model)), torch.tensor([[1.0, 0.0]]), torch.tensor([0])
+        >>> loss(x, y, autodual.LInf(0.0)).item() == torch.nn.functional.cross_entropy(model(x), y).item()
+        True
+        >>> worst = torch.nn.functional.cross_entropy(model(torch.tensor([[0.5, 0.5]])), y)
+        >>> torch.allclose(loss(x, y, autodual.LInf(0.5)), worst)  # exact for a linear model; in general an upper bound
+        True
+    """
+
+    numbers: ClassVar[Mapping[str, float]] = {"kappa": 0.0, "regularize": 0.0}
+
+    def __init__(
+        self,
+        network: BoundModule,
+        method: str | Method = "dual",
+        reduction: str = "mean",
+        objective: Objective = "cross-entropy",
+        **numbers: float,
+    ) -> None:
+        super().__init__(network, reduction=reduction, **numbers)
+        self.method, self.objective = method, _checked(objective)
+
+    def each(self, x: Any, y: Tensor, region: Region, *, kappa: float, regularize: float) -> Tensor:
+        """Return every example's loss."""
+        bounds = self.network.loss_bounds(x, y, region)
+        robust = of_margins(bounds.margins(self.method), bounds.y, self.objective) if kappa < 1 else None
+        clean = F.cross_entropy(self.network(x), bounds.y, reduction="none") if check_share("kappa", kappa) else None
+        losses = mixed(kappa, robust, clean)
+        return losses + regularize * interval_regularizer(bounds.hidden(), region, x) if regularize else losses
+
+
+class IntervalLoss(RobustLoss):
+    """``RobustLoss`` over interval bounds: interval bound propagation (IBP). Source: Gowal et al. (2018).
+
+    Args:
+        network: what ``certify`` returned.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        objective: as for ``RobustLoss``.
+        numbers: as for ``RobustLoss``.
+
+    Example:
+        >>> import autodual, torch
+        >>> net = autodual.certify(torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)))
+        >>> loss = IntervalLoss(net, kappa=0.5)
+        >>> x, y = torch.zeros(1, 2), torch.tensor([1])
+        >>> bool(loss(x, y, autodual.LInf(0.1)) <= loss(x, y, autodual.LInf(0.1), kappa=0.0))
+        True
+    """
+
+    def __init__(
+        self, network: BoundModule, reduction: str = "mean", objective: Objective = "cross-entropy", **numbers: float
+    ) -> None:
+        super().__init__(network, "interval", reduction, objective, **numbers)
+
+
+class CROWNIBPLoss(Loss):
+    """Margins between interval bounds and one walk back over interval boxes (CROWN-IBP). Source: Zhang et al. (2020).
+
+        margins = (1 - beta) * interval + beta * walked,    loss as in ``RobustLoss``
+
+    Annealing beta from 1 to 0 trains by the tighter bound first and by the cheaper one later.
+
+    Args:
+        network: what ``certify`` returned.
+        method: the walk: ``Adaptive(intermediate="interval")`` as in the source, or ``Dual(intermediate="interval")``, whose
+            parallel slopes cost less.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        objective: as for ``RobustLoss``.
+        numbers: ``beta``, share of the walk; ``kappa`` and ``regularize`` as for ``RobustLoss``.
+    """
+
+    numbers: ClassVar[Mapping[str, float]] = {"beta": 1.0, "kappa": 0.0, "regularize": 0.0}
+
+    def __init__(
+        self,
+        network: BoundModule,
+        method: Dual | Adaptive = Adaptive(intermediate="interval"),  # noqa: B008  frozen
+        reduction: str = "mean",
+        objective: Objective = "cross-entropy",
+        **numbers: float,
+    ) -> None:
+        super().__init__(network, reduction=reduction, **numbers)
+        self.method, self.objective = method, _checked(objective)
+
+    def each(self, x: Any, y: Tensor, region: Region, *, beta: float, kappa: float, regularize: float) -> Tensor:
+        """Return every example's loss."""
+        bounds = self.network.loss_bounds(x, y, region)
+        robust = None
+        if check_share("kappa", kappa) < 1:
+            walked = bounds.margins(self.method) if beta else None
+            interval = bounds.margins("interval") if check_share("beta", beta) < 1 else None
+            robust = of_margins(mixed(beta, interval, walked), bounds.y, self.objective)
+        clean = F.cross_entropy(self.network(x), bounds.y, reduction="none") if kappa else None
+        losses = mixed(kappa, robust, clean)
+        return losses + regularize * interval_regularizer(bounds.hidden(), region, x) if regularize else losses
+
+
+class EnvelopeLoss(Loss):
+    """The clean loss, and a penalty for each plane of the polyhedral envelope that cuts the region.
+
+        cross_entropy(f(x)) + weight * sum_j max(0, 1 - d_j)
+
+    where d_j is the distance of x from the plane on which the linear bound of ``f_y - f_j`` is zero, in units of the region's
+    reach: nothing is asked of planes beyond the region. Source: Liu, Salzmann, Süsstrunk (2021).
+
+    Args:
+        network: what ``certify`` returned.
+        method: how the linear bounds are found.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        numbers: ``weight`` of the penalty.
+    """
+
+    numbers: ClassVar[Mapping[str, float]] = {"weight": 1.0}
+
+    def __init__(
+        self,
+        network: BoundModule,
+        method: Dual | Adaptive = Dual(intermediate="interval"),  # noqa: B008  frozen
+        reduction: str = "mean",
+        **numbers: float,
+    ) -> None:
+        super().__init__(network, reduction=reduction, **numbers)
+        self.method = method
+
+    def each(self, x: Any, y: Tensor, region: Region, *, weight: float) -> Tensor:
+        """Return every example's loss."""
+        bounds = self.network.loss_bounds(x, y, region)
+        clean = F.cross_entropy(self.network(x), bounds.y, reduction="none")
+        return clean + weight * (1 - bounds.distances(self.method)).clamp(min=0).sum(1) if weight else clean
+
+
+def _checked(objective: Objective) -> Objective:
+    if objective not in ("cross-entropy", "hinge"):
+        raise SpecificationError(f'objective must be "cross-entropy" or "hinge", got {objective!r}')
+    return objective
