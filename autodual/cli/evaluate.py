@@ -165,8 +165,8 @@ def _table(outcomes: Sequence[Outcome], arguments: argparse.Namespace) -> Any:
         title=f"{Path(arguments.model).name} on {arguments.data.name}\n{examples} examples"
     )
     attack = ("survive\nattack", "contra-\ndictions") if arguments.attack else ()
-    by = [f"proved by\n{name}" for name in outcomes[0].methods]
-    for header in (f"eps\n{arguments.norm}", "clean", *attack, "certified", *by, "s"):
+    by = [f"by\n{name}" for name in outcomes[0].methods]
+    for header in (f"eps\n{arguments.norm}", "clean", *attack, "certified", *by):
         result.add_column(header, justify="right")
     for outcome in outcomes:
         totals = outcome.totals()
@@ -176,7 +176,7 @@ def _table(outcomes: Sequence[Outcome], arguments: argparse.Namespace) -> Any:
 
         attacked = (share("attacked"), str(totals["contradictions"])) if arguments.attack else ()
         proved = (str(totals[f"certified_by_{name}"]) for name in outcome.methods)
-        cells = (share("clean"), *attacked, f"[bold]{share('certified')}[/]", *proved, f"{totals['seconds']:.1f}")
+        cells = (share("clean"), *attacked, f"[bold]{share('certified')}[/]", *proved)
         result.add_row(f"{outcome.eps:g}", *cells)
     return result
 

@@ -57,13 +57,16 @@ class Loss:
 
     Attributes:
         name: one of ``autodual.losses.LOSSES``.
-        method: how a loss that leaves the choice bounds: a name, or a table with ``name`` and the method's options.
+        method: how it bounds, where it leaves the choice: a name, or a table with ``name`` and the method's options. By
+            default the loss' own choice.
         numbers: the loss' own numbers, where they are not scheduled.
+        options: what else the loss can be told, such as ``steps`` of an attack.
     """
 
     name: str = "robust"
-    method: str | dict[str, Any] = "dual"
+    method: str | dict[str, Any] | None = None
     numbers: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -175,9 +178,9 @@ class Config:
                 raise SpecificationError(f"evaluation.methods: {method} proves nothing: {why_none(method)}")
 
     @property
-    def method(self) -> Method:
-        """The options of the method that bounds the loss."""
-        return method_from(self.loss.method)
+    def method(self) -> Method | None:
+        """The options of the method that bounds the loss, if it is not the loss' own choice."""
+        return None if self.loss.method is None else method_from(self.loss.method)
 
     def region(self, eps: float) -> Region:
         """Return the ball of radius ``eps``."""

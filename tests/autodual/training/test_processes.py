@@ -13,6 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+
+from autodual.training import processes
+from autodual.training.batches import Batches
+from autodual.training.config import Data
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = Path(__file__).with_name("tiny.py")
@@ -53,6 +58,22 @@ def alone(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_the_average_over_processes_is_the_gradient_of_the_batch(monkeypatch, size):
+    """With parts of unlike size and varied images."""
+
+    def gradient(rank: int, size: int) -> torch.Tensor:
+        monkeypatch.setattr(processes, "rank", lambda: rank)
+        monkeypatch.setattr(processes, "size", lambda: size)
+        data, model = Data(shift=1, flip=True), TINY["model"](normalized=False)
+        x, y, weight = Batches(TINY["images"](), torch.arange(60), 13, 0, data, torch.device("cpu")).at(5)
+        (weight * F.cross_entropy(model(x), y)).backward()
+        return model[0].weight.grad
+
+    average = sum(gradient(rank, size) for rank in range(size)) / size
+    torch.testing.assert_close(average, gradient(0, 1))
+
+
 def check_close(folder: Path, alone: Path) -> None:
     ours, theirs = log(folder), log(alone)
     counts = ("clean", "attacked", "certified", "train_certified")
@@ -64,6 +85,7 @@ def check_close(folder: Path, alone: Path) -> None:
         torch.testing.assert_close(value, weights[1][name], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one(alone, tmp_path):
     """Also with an odd batch, whose halves differ in size."""
     finish(launch(2, tmp_path / "run", *PLAIN))

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, TensorDataset
 import autodual
 from autodual import losses
 from autodual.errors import SpecificationError, TrainingError
-from autodual.training import Config, Steps, judge, train
+from autodual.training import Config, Steps, judge, make_loss, train
 from autodual.training.batches import Batches, cropped, split
 from autodual.training.config import Data
 from autodual.training.initialization import keep_width
@@ -130,11 +130,31 @@ def test_the_best_weights_are_those_of_the_best_line(tmp_path):
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("name", sorted(set(losses.LOSSES) - {"weighted"}))
+def test_every_loss_can_be_trained_on(name):
+    """Each number that a loss has can be scheduled; each takes a step that changes the weights."""
+    moved = [(f"schedules.{number}", float(value)) for number, value in losses.LOSSES[name].numbers.items()]
+    model = small()
+    before = model[0].weight.detach().clone()
+    train(model, points(), Config.build(POINTS, [("epochs", 1), ("loss.name", name), *moved]))
+    assert not model[0].weight.equal(before)
+
+
+def test_a_loss_keeps_its_own_method_unless_told():
+    net = autodual.certify(small())
+    default = make_loss(net, Config.build({"loss": {"name": "crown-ibp"}}))
+    told = make_loss(net, Config.build({"loss": {"name": "crown-ibp", "method": "dual"}}))
+    assert isinstance(default.method, autodual.Adaptive)
+    assert told.method == autodual.Dual()
+    assert make_loss(net, Config.build({"loss": {"name": "sabr", "options": {"steps": 3}}})).steps == 3
+
+
 def test_settings_that_do_not_fit_are_named(weighted):
     for changes, message in [
-        ({"loss.name": "none"}, "there is no loss 'none'; known are robust"),
+        ({"loss.name": "none"}, "there is no loss 'none'; known are clean"),
         ({"schedules.gamma": 1.0, "loss.name": "weighted"}, "has no number 'gamma'; it has: kappa, beta"),
         ({"loss.name": "weighted", "loss.method": "adaptive"}, "its own way to bound"),
+        ({"loss.name": "weighted", "loss.options": {"steps": 3}}, "has no option 'steps'; it has: none"),
         ({"batch": 1000}, "batch is 1000, but there are only 80"),
         ({"data.held_out": 80}, "data.held_out is 80"),
         ({"evaluation.patience": 1}, "needs held-out"),
