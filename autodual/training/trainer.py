@@ -376,7 +376,7 @@ class _Run:
                     "settings": self.config.as_dict(),
                 }
             )
-            draw_if_possible(self.rows, self.folder.path / "curves.png")
+            draw_if_possible(self.rows, self.folder.path / "curves.png", "test" if self.held_out is None else "held out")
         return Result(str(state.stopped), self.rows, state.best, found, state.seconds)
 
     def _save(self) -> None:
