@@ -79,9 +79,10 @@ class Preparation:
         """Check inputs and regions, and find or make the program for them.
 
         Raises:
-            SpecificationError: something does not fit the model.
+            SpecificationError: something does not fit the model, or autocast is on.
         """
         arguments = self.arguments(x)
+        _refuse_autocast(arguments)
         regions = _by_argument(region, arguments)
         check_inputs(arguments, tuple(regions), next(self.model.parameters(), None))
         for name, part in regions.items():
@@ -143,6 +144,16 @@ class Preparation:
     def _mode(self) -> tuple[Any, ...]:
         """Describe the model as far as a graph may depend on it: what each module is, and its settings."""
         return tuple(_description(module) for module in self.model.modules())
+
+
+def _refuse_autocast(arguments: Mapping[str, Any]) -> None:
+    """Refuse ``torch.autocast``: some operators then round to half precision, which no allowance covers."""
+    for kind in {value.device.type for value in arguments.values() if isinstance(value, Tensor)}:
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            raise SpecificationError(
+                f"bounds cannot be computed under torch.autocast, which rounds to {torch.get_autocast_dtype(kind)}: compute "
+                f'them outside, or inside `with torch.autocast("{kind}", enabled=False):`'
+            )
 
 
 def _drop_oldest(cache: dict[Any, Any], most: int = 32) -> None:

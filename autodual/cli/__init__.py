@@ -1,4 +1,4 @@
-"""The command line: ``autodual certify``, ``demo``, ``explain`` and ``operators``.
+"""The command line: ``autodual certify``, ``demo``, ``evaluate``, ``explain``, ``operators`` and ``train``.
 
 Exit codes: 0 done; 1 done, but fewer examples certified than ``--require`` asks for; 2 the request cannot be carried
 out (one line says why); 3 an attack broke a certified example, which would be a fault of this library.

@@ -30,9 +30,8 @@ from autodual.cli.inputs import add_data_options, add_model_options, load_data, 
 from autodual.cli.method_options import add_method_options, method_from
 from autodual.methods import Method, Projected
 from autodual.report import why_none
+from autodual.training import NORMS
 from dual_layers import NONE
-
-NORMS = {"linf": autodual.LInf, "l2": autodual.L2, "l1": autodual.L1}
 
 DESCRIPTION = """\
 Certify a classifier: for how many examples of a data set does the predicted

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from autodual.cli import certify, demo, explain, operators, train
+from autodual.cli import certify, demo, evaluate, explain, operators, train
 from autodual.cli.common import CommandError, Formatter
 from autodual.errors import AutoDualError
 
@@ -24,6 +24,7 @@ examples:
   autodual demo                                     see a digit classifier certified
   autodual certify --help                           certify a model of your own
   autodual train --help                             train one that is easier to certify
+  autodual evaluate --help                          judge one by several methods and an attack
   autodual operators                                what a model may consist of
 """
 
@@ -33,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("autodual", description=DESCRIPTION, epilog=EPILOG, formatter_class=Formatter)
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (certify, demo, explain, operators, train):
+    for command in (certify, demo, evaluate, explain, operators, train):
         command.add_parser(commands)
     return parser
 

@@ -143,10 +143,10 @@ def write(outcomes: Sequence[Outcome], arguments: argparse.Namespace) -> None:
                 key.removeprefix("option_"): value for key, value in vars(arguments).items() if key.startswith("option_")
             }
             content = {"settings": settings, "totals": [outcome.totals() for outcome in outcomes], "examples": examples}
-            with _opened(arguments.json) as file:
+            with opened(arguments.json) as file:
                 file.write(json.dumps(content, indent=1, default=str) + "\n")
         if arguments.csv:
-            with _opened(arguments.csv) as file:
+            with opened(arguments.csv) as file:
                 writer = csv.DictWriter(file, ("index", "eps", "label", "predicted", "verdict", "margin"))
                 writer.writeheader()
                 writer.writerows(examples)
@@ -154,7 +154,8 @@ def write(outcomes: Sequence[Outcome], arguments: argparse.Namespace) -> None:
         raise CommandError(f"cannot write {error.filename}: {error.strerror}") from error
 
 
-def _opened(path: Path) -> AbstractContextManager[TextIO]:
+def opened(path: Path) -> AbstractContextManager[TextIO]:
+    """Open a file to write, or stdout for ``-``."""
     return nullcontext(sys.stdout) if path == STDOUT else path.open("w", newline="")
 
 

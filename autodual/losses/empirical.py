@@ -62,8 +62,8 @@ class PGDLoss(Loss):
 class FGSMLoss(Loss):
     """Cross-entropy one gradient step away from a random start. Source: Wong, Rice, Kolter (2020); thesis, section 4.1.
 
-    The step is ``step`` times as long as the way from the region's centre to its boundary, and projected onto the region. Such training may overfit to its own
-    attack within an epoch; comparing it with ``attacks.pgd`` shows that.
+    The step is ``step`` times as long as the way from the region's centre to its boundary, and projected onto the region. Such
+    training may overfit to its own attack within an epoch; comparing it with ``attacks.pgd`` shows that.
 
     Args:
         network: what ``certify`` returned.

@@ -17,7 +17,9 @@ import torch
 from autodual.errors import SpecificationError
 from autodual.methods import METHODS, Method
 from autodual.regions import L1, L2, LInf, Region
+from autodual.report import why_none
 from autodual.training.schedules import Constant, Schedule, as_table, schedule_from
+from dual_layers import NONE
 
 NORMS = {"linf": LInf, "l2": L2, "l1": L1}
 
@@ -55,13 +57,16 @@ class Loss:
 
     Attributes:
         name: one of ``autodual.losses.LOSSES``.
-        method: how a loss that leaves the choice bounds: a name, or a table with ``name`` and the method's options.
+        method: how it bounds, where it leaves the choice: a name, or a table with ``name`` and the method's options. By
+            default the loss' own choice.
         numbers: the loss' own numbers, where they are not scheduled.
+        options: what else the loss can be told, such as ``steps`` of an attack.
     """
 
     name: str = "robust"
-    method: str | dict[str, Any] = "dual"
+    method: str | dict[str, Any] | None = None
     numbers: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -165,12 +170,17 @@ class Config:
             raise SpecificationError(f"domain must be two numbers, the lower one first, got {list(self.domain)}")
         if self.evaluation.patience is not None and math.isinf(max(part.settled for part in self.schedules.values())):
             raise SpecificationError("evaluation.patience needs schedules that settle")
-        _ = self.method, [method_from(name) for name in self.evaluation.methods]
+        if min(self.schedules["eps"](epoch) for epoch in range(self.epochs + 1)) < 0:
+            raise SpecificationError(f"eps must never be negative, its schedule is {self.schedules['eps']}")
+        _ = self.method
+        for method in map(method_from, self.evaluation.methods):
+            if method.guarantee == NONE:
+                raise SpecificationError(f"evaluation.methods: {method} proves nothing: {why_none(method)}")
 
     @property
-    def method(self) -> Method:
-        """The options of the method that bounds the loss."""
-        return method_from(self.loss.method)
+    def method(self) -> Method | None:
+        """The options of the method that bounds the loss, if it is not the loss' own choice."""
+        return None if self.loss.method is None else method_from(self.loss.method)
 
     def region(self, eps: float) -> Region:
         """Return the ball of radius ``eps``."""

@@ -19,12 +19,13 @@ ERRORS = (("certified", "robust (not certified)", ROBUST), ("attacked", "attacke
 Rows = Sequence[Mapping[str, Any]]
 
 
-def draw(rows: Rows, path: Path) -> Path:
+def draw(rows: Rows, path: Path, judged: str = "held out") -> Path:
     """Draw the log of a run, after the thesis' Figure 3.6.
 
     Args:
         rows: one dict per epoch.
         path: where to write.
+        judged: what the examples are called that were judged beside those trained on.
 
     Returns:
         The path written.
@@ -39,9 +40,9 @@ def draw(rows: Rows, path: Path) -> Path:
         figure = figure_of(figsize=(12.0, 4.0), layout="constrained", facecolor="white")
         loss, error, scheduled = figure.subplots(1, 3, width_ratios=(1.0, 1.0, 0.7))
         for name, label, colour in LOSSES:
-            _pair(loss, rows, name, label, colour, lambda value: value)
+            _pair(loss, rows, name, label, colour, lambda value: value, judged)
         for name, label, colour in ERRORS:
-            _pair(error, rows, name, label, colour, lambda value: 100 * (1 - value))
+            _pair(error, rows, name, label, colour, lambda value: 100 * (1 - value), judged)
         loss.set(ylabel="loss", yscale="log")
         error.set(ylabel="error, %", ylim=(0, None))
         _line(scheduled, rows, "eps", "eps", ROBUST, "-")
@@ -59,18 +60,18 @@ def draw(rows: Rows, path: Path) -> Path:
     return path
 
 
-def draw_if_possible(rows: Rows, path: Path) -> None:
+def draw_if_possible(rows: Rows, path: Path, judged: str) -> None:
     """Draw, or say in the log what is missing."""
     if not rows:
         return
     try:
-        draw(rows, path)
+        draw(rows, path, judged)
     except ImportError as error:
         logger.info("no picture: %s", error)
 
 
-def _pair(axes: Any, rows: Rows, name: str, label: str, colour: str, turned: Any) -> None:
-    _line(axes, rows, name, f"{label}, held out", colour, "-", turned)
+def _pair(axes: Any, rows: Rows, name: str, label: str, colour: str, turned: Any, judged: str) -> None:
+    _line(axes, rows, name, f"{label}, {judged}", colour, "-", turned)
     _line(axes, rows, f"train_{name}", f"{label}, training", colour, ":", turned)
 
 

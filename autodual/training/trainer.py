@@ -144,7 +144,7 @@ def make_loss(net: BoundModule, config: Config) -> nn.Module:
     """Build the configured loss.
 
     Raises:
-        SpecificationError: there is no such loss, or it has no such numbers.
+        SpecificationError: there is no such loss, or it has no such numbers or options.
     """
     kind = losses.LOSSES.get(config.loss.name)
     if kind is None:
@@ -154,10 +154,17 @@ def make_loss(net: BoundModule, config: Config) -> nn.Module:
     if unknown:
         known = ", ".join(kind.numbers) or "none"
         raise SpecificationError(f"the loss {config.loss.name!r} has no number {unknown[0]!r}; it has: {known}")
-    options = {"method": config.method} if "method" in inspect.signature(kind).parameters else {}
-    if not options and config.loss.method != type(config.loss)().method:
+    own = [*inspect.signature(kind).parameters]
+    if config.method is not None and "method" not in own:
         raise SpecificationError(f"the loss {config.loss.name!r} has its own way to bound: leave loss.method out")
-    return kind(net, **options, **config.loss.numbers)
+    method = {} if config.method is None else {"method": config.method}
+    known = [name for name in own if name not in ("network", "method", "reduction", "numbers")]
+    unknown = [name for name in config.loss.options if name not in known]
+    if unknown:
+        raise SpecificationError(
+            f"the loss {config.loss.name!r} has no option {unknown[0]!r}; it has: {', '.join(known) or 'none'}"
+        )
+    return kind(net, **method, **config.loss.options, **config.loss.numbers)
 
 
 @dataclass
@@ -369,7 +376,7 @@ class _Run:
                     "settings": self.config.as_dict(),
                 }
             )
-            draw_if_possible(self.rows, self.folder.path / "curves.png")
+            draw_if_possible(self.rows, self.folder.path / "curves.png", "test" if self.held_out is None else "held out")
         return Result(str(state.stopped), self.rows, state.best, found, state.seconds)
 
     def _save(self) -> None:

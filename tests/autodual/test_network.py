@@ -745,3 +745,15 @@ def test_a_table_with_as_many_rows_as_the_batch():
     found = autodual.certify(Table()).bounds((x, table), {"x": LInf(0.1)})
     for _ in range(100):
         assert found.contains(Table()(LInf(0.1).sample(x), table), 1e-5).all()
+
+
+@pytest.mark.parametrize("call", ["bounds", "verify", "robust_loss"])
+def test_autocast_is_refused(call):
+    net, x = autodual.certify(nn.Linear(2, 2)), torch.ones(1, 2)
+    labels = () if call == "bounds" else ([0],)
+    ask = lambda: getattr(net, call)(x, *labels, autodual.LInf(0.1))  # noqa: E731
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(autodual.SpecificationError, match=r"autocast, which rounds to torch\.bfloat16.*enabled=False"):
+            ask()
+        with torch.autocast("cpu", enabled=False):
+            ask()
