@@ -21,7 +21,7 @@ LEVELS = (
     "passes proxies leaves interception symbolic export expand trace",
     "compile validate",
     "bounds",
-    "account accounting account_picture report domains explain radius problem preparation network losses attacks",
+    "account accounting account_picture report domains explain radius problem preparation loss_bounds network losses attacks",
     "analysis cascade",
     "training verify certificates",
     "digits support testing",

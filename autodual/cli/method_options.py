@@ -72,4 +72,4 @@ def _attribute_texts(kind: type) -> dict[str, str]:
 
 def _converter(field_type: Any) -> Callable[[str], Any]:
     plain = [kind for kind in get_args(field_type) or (field_type,) if kind is not type(None)]
-    return plain[0]
+    return str if get_origin(plain[0]) is Literal else plain[0]  # the class itself says what it takes
