@@ -6,7 +6,7 @@ import inspect
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -278,6 +278,9 @@ class _Run:
             better = self._compare(row)
         logger.info("%s", describe(row, config.epochs))
         self.rows.append(row)
+        lost = overfitted(self.rows)
+        if lost and processes.rank() == 0:
+            logger.warning("%s", lost)
         if self.folder is not None and processes.rank() == 0:
             self.folder.append(row)
             if better:
@@ -392,6 +395,32 @@ class _Run:
                 "best": self.weights,
             }
         )
+
+
+COLLAPSE = 0.2
+
+
+def overfitted(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Say that training has overfitted to its own attack, if the last line of the log shows that.
+
+    At the same radius the share of examples that survive projected gradient descent falls suddenly, while the loss does not
+    rise: what is minimised no longer is the worst loss. Source: Wong, Rice, Kolter, fast is better than free (2020); thesis,
+    section 4.1.
+
+    Args:
+        rows: the log.
+    """
+    judged = [row for row in rows if "attacked" in row]
+    if len(judged) < 2 or judged[-1] is not rows[-1] or judged[-1]["eps"] != judged[-2]["eps"]:
+        return None
+    before, now = judged[-2:]
+    if now["attacked"] > before["attacked"] - COLLAPSE or now["loss"] > before["loss"]:
+        return None
+    return (
+        f"catastrophic overfitting at epoch {now['epoch']:.4g}: the share that survives an attack fell from "
+        f"{before['attacked']:.1%} to {now['attacked']:.1%} while the loss did not rise. Go back to earlier weights, and try a "
+        "smaller lr, a loss with more attack steps (pgd) or one over bounds"
+    )
 
 
 def describe(row: Mapping[str, Any], epochs: int) -> str:

@@ -23,6 +23,7 @@ from autodual.training import Config, Steps, judge, make_loss, train
 from autodual.training.batches import Batches, cropped, split
 from autodual.training.config import Data
 from autodual.training.initialization import keep_width
+from autodual.training.trainer import overfitted
 
 TINY = runpy.run_path(str(Path(__file__).with_name("tiny.py")))
 POINTS = {"epochs": 2, "batch": 20, "schedules": {"eps": 0.01, "lr": 0.05}, "evaluation": {"train": 0}}
@@ -240,3 +241,21 @@ def test_training_lowers_the_robust_loss():
     result = train(TINY["model"](), TINY["images"](), config)
     assert result.rows[-1]["train_robust_loss"] < 0.5 * math.log(3)
     assert result.best["certified"] > 0.8
+
+
+def test_overfitting_to_the_own_attack_is_told_from_its_likes():
+    fine, lost = {"epoch": 1, "eps": 0.1, "loss": 0.9, "attacked": 0.6}, {"epoch": 2, "eps": 0.1, "loss": 0.5, "attacked": 0.1}
+    assert "fell from 60.0% to 10.0%" in overfitted([fine, lost])
+    assert "at epoch 2" in overfitted([fine, {"epoch": 1.5, "eps": 0.1, "loss": 0.7}, lost])
+    assert overfitted([fine]) is None
+    assert overfitted([fine, lost | {"attacked": 0.5}]) is None  # noise
+    assert overfitted([fine, lost | {"eps": 0.2}]) is None  # a larger radius
+    assert overfitted([fine, lost | {"loss": 2.0}]) is None  # it diverges, which is another matter
+    assert overfitted([fine, lost, {"epoch": 3, "eps": 0.1, "loss": 0.4}]) is None  # nothing new
+
+
+def test_overfitting_is_reported(monkeypatch, caplog):
+    monkeypatch.setattr("autodual.training.trainer.overfitted", lambda rows: f"lost at {rows[-1]['epoch']}")
+    with caplog.at_level("WARNING", logger="autodual.training"):
+        train(small(), points(), Config.build(POINTS))
+    assert [record.getMessage() for record in caplog.records] == ["lost at 1.0", "lost at 2.0"]
