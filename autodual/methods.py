@@ -26,6 +26,11 @@ class Proof:
         """Return the method for one of several uses whose results are claimed together."""
         return self
 
+    def __repr__(self) -> str:
+        """Return the constructor's call without what is not set."""
+        shown = {each.name: getattr(self, each.name) for each in fields(self) if each.repr}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items() if value is not None)})"
+
 
 @dataclass(frozen=True)
 class IBP(Proof):
@@ -45,7 +50,7 @@ class IBP(Proof):
     """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dual(Proof):
     """``"dual"``: the dual network with parallel slopes, the thesis' bound (Algorithms 1 and 2).
 
@@ -85,7 +90,7 @@ class Dual(Proof):
         _check_intermediate(self.intermediate)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Adaptive(Proof):
     """``"adaptive"``: lower and upper lines chosen separately for smallest area; two signs per walk.
 
