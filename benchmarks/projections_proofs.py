@@ -203,7 +203,7 @@ def gated_failures(draws: int, *, fresh: bool) -> int:
     net, x = autodual.certify(Gated().double()), torch.zeros(1, 60, dtype=torch.float64)
     everything, failures = autodual.Projected(first_exact=False, intersect=False), 0
     for seed in range(draws):
-        run = net._run(net._problem(x, autodual.LInf(1.0)), claim=False)
+        run = net._problem(x, autodual.LInf(1.0)).run(net.memory_budget, claim=False)
         method = autodual.Projected(r=1, estimator="order", first_exact=False, heavy=0, seed=seed)
         projections, output = Often(run, method, (), fresh=fresh), run.program.graph.output
         with patch.object(intermediate, "_forward_walk", lambda *_, own=projections: own):
@@ -242,7 +242,7 @@ def examine(name: str, estimator: Estimator, heavy: int, draws: int) -> Failures
 
 def _count(net: BoundModule, x: Tensor, region: autodual.LInf, method: autodual.Projected, failures: Failures) -> None:
     """Run one draw as a certificate does, and compare every radius with the exact one at the lines it gave."""
-    run = net._run(net._problem(x, region), claim=False)
+    run = net._problem(x, region).run(net.memory_budget, claim=False)
     with patch.object(intermediate, "Projections", Recorded):
         projections = relax(run, method, run.program.graph.output)
     below = []
