@@ -74,10 +74,10 @@ class LossBounds:
         rows, _ = rival_rows(self.y, self.problem.outputs, self.problem.like)
         arrived: dict[str, Tensor] = {}
         deviation = backward(run, output, run.rows(output, rows.movedim(1, 0)), arrived=arrived)
-        at_center = torch.einsum("brk,bk->br", rows, run.examples(output, run.values[output])) + deviation.lower.T
-        reach = torch.zeros_like(at_center)
+        margins = torch.einsum("brk,bk->br", rows, run.examples(output, run.values[output])) + deviation.lower.T
+        reach = torch.zeros_like(margins)
         for name, nu in arrived.items():
             if name in run.regions:
                 region = run.regions[name]
                 reach = reach + region.excess(run.given[name], run.expand(name, nu if region.symmetric else -nu)).T
-        return 1 + at_center.clamp(min=-reach) / reach.clamp(min=torch.finfo(reach.dtype).tiny)
+        return 1 + margins.clamp(min=-reach) / reach.clamp(min=torch.finfo(reach.dtype).tiny)

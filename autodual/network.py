@@ -37,6 +37,7 @@ def certify(model: nn.Module, example_input: Inputs | None = None, *, memory_bud
         example_input: the arguments of one call (a tensor, a tuple or a dict by argument name). Needed only for code that
             symbolic tracing cannot follow, such as loops over a tensor's shape; it is then traced with ``torch.export``.
         memory_budget: bytes that the rows of one backward walk may take; the default is small enough to stay in fast memory.
+            Where gradients are recorded, sixteen times as many.
 
     Returns:
         A module whose ``bounds``, ``margins``, ``verify`` and ``robust_loss`` are sound over whole regions of inputs.

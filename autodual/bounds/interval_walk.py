@@ -22,7 +22,7 @@ def interval_rows(run: Run, rows: Float[Tensor, "rows batch outputs"]) -> Float[
         run: of a loss.
         rows: the functions, for each example its own.
     """
-    output, nu = run.program.graph.output, None
+    output = run.program.graph.output
     pending, centers = {output: rows.reshape(len(rows), *run.hull(output).lower.shape)}, {}
     total = rows.new_zeros(rows.shape[:2])
     for name in reversed(run.order):

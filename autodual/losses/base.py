@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autodual.errors import SpecificationError
+from autodual.loss_bounds import LossBounds
+from autodual.losses.regularizers import interval_regularizer
 from autodual.network import BoundModule
 from autodual.regions import Region
 
@@ -94,6 +96,11 @@ def of_margins(margins: Tensor, y: Tensor, objective: Objective = "cross-entropy
     else:
         losses = F.cross_entropy(-margins, y, reduction="none")
     return torch.where(known, losses, torch.inf)
+
+
+def regularized(losses: Tensor, weight: float, bounds: LossBounds, region: Region, x: Any) -> Tensor:
+    """Add the interval regulariser, where it has a weight."""
+    return losses + weight * interval_regularizer(bounds.hidden(), region, x) if weight else losses
 
 
 def mixed(weight: float, first: Tensor | None, second: Tensor | None) -> Tensor:

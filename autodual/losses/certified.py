@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autodual.errors import SpecificationError
-from autodual.losses.base import Loss, Objective, check_share, mixed, of_margins
-from autodual.losses.regularizers import interval_regularizer
+from autodual.losses.base import Loss, Objective, check_share, mixed, of_margins, regularized
 from autodual.methods import Adaptive, Dual, Method
 from autodual.network import BoundModule
 from autodual.regions import Region
@@ -62,7 +61,7 @@ class RobustLoss(Loss):
         robust = of_margins(bounds.margins(self.method), bounds.y, self.objective) if kappa < 1 else None
         clean = F.cross_entropy(self.network(x), bounds.y, reduction="none") if check_share("kappa", kappa) else None
         losses = mixed(kappa, robust, clean)
-        return losses + regularize * interval_regularizer(bounds.hidden(), region, x) if regularize else losses
+        return regularized(losses, regularize, bounds, region, x)
 
 
 class IntervalLoss(RobustLoss):
@@ -128,7 +127,7 @@ class CROWNIBPLoss(Loss):
             robust = of_margins(mixed(beta, interval, walked), bounds.y, self.objective)
         clean = F.cross_entropy(self.network(x), bounds.y, reduction="none") if kappa else None
         losses = mixed(kappa, robust, clean)
-        return losses + regularize * interval_regularizer(bounds.hidden(), region, x) if regularize else losses
+        return regularized(losses, regularize, bounds, region, x)
 
 
 class EnvelopeLoss(Loss):

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from autodual import attacks
 from autodual.errors import SpecificationError
-from autodual.losses.base import Loss, check_share, mixed, of_margins
-from autodual.losses.regularizers import interval_regularizer
+from autodual.losses.base import Loss, check_share, mixed, of_margins, regularized
 from autodual.network import BoundModule
 from autodual.regions import Box, Region
 
@@ -67,7 +66,7 @@ class SABRLoss(_Attacking):
         losses = of_margins(bounds.margins("interval"), bounds.y)
         if check_share("kappa", kappa):
             losses = mixed(kappa, losses, F.cross_entropy(self.network(x), bounds.y, reduction="none"))
-        return losses + regularize * interval_regularizer(bounds.hidden(), small, x) if regularize else losses
+        return regularized(losses, regularize, bounds, small, x)
 
 
 class MTLIBPLoss(_Attacking):
@@ -93,7 +92,7 @@ class MTLIBPLoss(_Attacking):
         if alpha:
             proved = of_margins(bounds.margins("interval"), bounds.y)
         losses = mixed(alpha, attacked, proved)
-        return losses + regularize * interval_regularizer(bounds.hidden(), region, x) if regularize else losses
+        return regularized(losses, regularize, bounds, region, x)
 
 
 class CCIBPLoss(_Attacking):
@@ -120,7 +119,7 @@ class CCIBPLoss(_Attacking):
         if alpha:
             proved = bounds.margins("interval")
         losses = of_margins(mixed(alpha, attacked, proved), bounds.y)
-        return losses + regularize * interval_regularizer(bounds.hidden(), region, x) if regularize else losses
+        return regularized(losses, regularize, bounds, region, x)
 
 
 def small_box(region: Region, x: Tensor, around: Tensor, shrink: float) -> Box:

@@ -51,7 +51,11 @@ class Curved(nn.Module):
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-@pytest.mark.parametrize("region", [autodual.LInf(0.1), autodual.LInf(0.1, domain=(0.0, 1.0)), autodual.L2(0.2)], ids=str)
+@pytest.mark.parametrize(
+    "region",
+    [autodual.LInf(0.1), autodual.LInf(0.1, domain=(0.0, 1.0)), autodual.L2(0.2), autodual.L2(0.4, domain=(0.0, 1.0))],
+    ids=str,
+)
 @pytest.mark.parametrize("method", ["interval", "dual", *CROWN_IBP], ids=str)
 def test_a_loss_has_the_margins_of_a_claim(kind: str, region: autodual.Region, method: autodual.methods.Method) -> None:
     net, x, y = problem(kind)
