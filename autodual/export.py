@@ -112,19 +112,16 @@ def _run(
     args = tuple(example[name].detach() for name in positional)
     kwargs = {name: example[name].detach() for name in keywords}
     program = torch.export.export(model, args, kwargs, dynamic_shapes=sizes, strict=False)
-    program = program.run_decompositions({})
     known = torch.export.default_decompositions()
-    recurrent = {target for target in _without_rule(program) if operators.short_name(target) in _RECURRENT}
-    if recurrent:
-        program = program.run_decompositions({target: known[target] for target in recurrent})
-    finer = program
+    finer, table = program, {target: known[target] for target in _without_rule(program) if target in known}
+    recurrent = {target: part for target, part in table.items() if operators.short_name(target) in _RECURRENT}
     for _ in range(_ROUNDS):
+        finer = finer.run_decompositions(table)  # which functionalises too, and takes seconds
         table = {target: known[target] for target in _without_rule(finer) if target in known}
         if not table:
             break
-        finer = finer.run_decompositions(table)
     # An operator that stays without a rule is reported under the name its author knows, not in pieces.
-    return program if _without_rule(finer) else finer
+    return program.run_decompositions(recurrent) if _without_rule(finer) else finer
 
 
 def _without_rule(program: _Program) -> set[Any]:

@@ -39,20 +39,35 @@ class LossBounds:
         """A run whose boxes are those of interval arithmetic; every method starts from a fork of it."""
         return self.problem.run(self.budget, claim=False)
 
-    def margins(self, method: str | Method = "dual") -> Float[Tensor, "batch classes"]:
+    def margins(self, method: str | Method = "dual", *, rivals: int | None = None) -> Float[Tensor, "batch classes"]:
         """Bound ``f_y - f_j`` from below, or estimate such a bound; 0 at ``j = y``.
 
         Where nothing is known, as where intervals leave an operator's domain, a margin is minus infinity.
+
+        Args:
+            method: how to bound.
+            rivals: of each example, bound only so many margins by the method, those that intervals leave lowest; the others
+                stay as intervals bound them. By default all are bounded by the method.
         """
         options, classes = at_once(resolve(method)), self.problem.outputs
         if self.problem.batch == 0:
             return self.problem.empty(classes)
-        rows, rivals = rival_rows(self.y, classes, self.problem.like)
+        if rivals is not None and rivals < 1:
+            raise SpecificationError(f"rivals must be a positive number of classes, got {rivals!r}")
+        rows, others = rival_rows(self.y, classes, self.problem.like)
+        if rivals is None or rivals >= others.shape[1] or isinstance(options, IBP):
+            return spread_rivals(self._bound(options, rows), others, classes)
+        known = self.margins("interval")
+        chosen = known.detach().gather(1, others).topk(rivals, 1, largest=False).indices
+        rows, others = rows.gather(1, chosen[..., None].expand(-1, -1, classes)), others.gather(1, chosen)
+        return known.scatter(1, others, self._bound(options, rows))
+
+    def _bound(self, options: Method, rows: Float[Tensor, "batch rows classes"]) -> Float[Tensor, "batch rows"]:
         run = self.run if isinstance(options, IBP) else self.run.fork(boxes=True)
         lower, _, _ = bound_rows(run, options, rows, lower_only=True)
         if not lower.isfinite().all():  # with all the care that is taken for a claim, or an error that says what is wrong
             lower, _, _ = bound_rows(self.problem.run(self.budget), options, rows, lower_only=True)
-        return spread_rivals(lower, rivals, classes)
+        return lower
 
     def hidden(self) -> list[Interval]:
         """Return the interval bounds of the inputs of element-wise nonlinear operators, in topological order."""

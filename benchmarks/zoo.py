@@ -159,6 +159,8 @@ class Trial:
 
     def nodes_outside(self, method: str) -> int:
         """Count at some points the bounded nodes that are outside; NaN is outside."""
+        if not self.effort.node_points:
+            return 0
         graph = self._graph()
         boxes, count = self.net.intermediate(self.entry.form(self.x), self.region, method=method), 0
         for _ in range(self.effort.node_points):

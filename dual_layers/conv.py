@@ -169,7 +169,7 @@ def _pull(nu: Tensor, arguments: SimpleNamespace, size: tuple[int, ...]) -> Tens
 
 def _scatter(nu: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
     """Transpose as one matrix product and a scatter: about twice as fast as ``conv_transpose2d`` for few input channels."""
-    columns = weight.flatten(1).t() @ nu.flatten(-2)
+    columns = weight.flatten(1).t().expand(len(nu), -1, -1) @ nu.flatten(-2)  # expanded: else matmul transposes all of nu
     return F.fold(columns, *geometry)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, pairwise
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from dual_layers.checks import check_not_widened
 from dual_layers.contract import Call, Choice, DualLayer, Facts, Field, Interval, Offsets, Slopes, fill
@@ -296,11 +297,14 @@ class PiecewiseLinear(Relaxed):
         """List the points of the graph between which the function is linear, clamped into the box."""
         box = known(box)
         places = [box.lower, box.upper]
-        places += [_clamp(torch.as_tensor(b, dtype=box.lower.dtype, device=box.lower.device), box) for b in self.breakpoints()]
+        fixed = Interval(box.lower.detach(), box.upper.detach())  # a breakpoint clamped to an end is that end, listed before it
+        places += [
+            _clamp(torch.as_tensor(b, dtype=box.lower.dtype, device=box.lower.device), fixed) for b in self.breakpoints()
+        ]
         points = [(z, self.forward(z)) for z in places]
         for position, below, above in self.jumps():
             at = torch.as_tensor(position, dtype=box.lower.dtype, device=box.lower.device)
-            place = _clamp(at, box)
+            place = _clamp(at, fixed)
             value = self.forward(place)
             near = _rounding(at, box)
             points.append((place, torch.where((box.lower - near < at) & (at <= box.upper + near), below, value)))
@@ -310,7 +314,7 @@ class PiecewiseLinear(Relaxed):
     def interval(self, *boxes: Interval) -> Interval:
         """Take the extremes over the points: exact."""
         values = [value for _, value in self.points(boxes[0])]
-        return Interval(_fold(torch.minimum, values), _fold(torch.maximum, values))
+        return Interval(*(_first(values, better) for better in (torch.minimum, torch.maximum)))
 
     def undecided(self, bounds: tuple[Interval, ...]) -> Tensor:
         """Tell which boxes hold a breakpoint in their interior, touch a jump, or have no end (no chord spans those)."""
@@ -324,10 +328,21 @@ class PiecewiseLinear(Relaxed):
         return result
 
     def slopes(self, bounds: tuple[Interval, ...], choice: Choice) -> Slopes:
-        """Try the chords; for a convex function with parallel lines the chord of the ends is the best one."""
-        points, box = self.points(bounds[0]), bounds[0]
-        if choice == "parallel" and self.facts.convex:
-            both = (_chord(points[0], points[1]),)
+        """Try the chords.
+
+        Above a convex function, and for parallel lines about it, the chord of the ends is the best one; below it the tangent in
+        the middle, which is highest there.
+        """
+        box = bounds[0]
+        points, derivatives = self._points_and_derivatives(box) if self.facts.convex else (self.points(box), None)
+        ends = _chord(points[0], points[1]) if self.facts.convex else None
+        if ends is not None and derivatives is not None:
+            with torch.no_grad():
+                run = box.upper - box.lower
+                rates = [(rate - ends) / torch.where(run == 0, torch.inf, run) for rate in derivatives]
+            ends = _attached(ends, (box.lower, -rates[0]), (box.upper, rates[1]))
+        if choice == "parallel" and ends is not None:
+            both = (ends,)
             return Slopes(both, both)
         fixed = [(z.detach(), value.detach()) for z, value in points]
         middle = box.center.detach()
@@ -335,6 +350,8 @@ class PiecewiseLinear(Relaxed):
         if choice == "parallel":
             both = (_best_chord(points, lambda slope: _upper(fixed, slope) - _lower(fixed, slope), reach),)
             return Slopes(both, both)
+        if ends is not None:
+            return Slopes((_piece(points, middle),), (ends,))
         lower = _best_chord(points, lambda slope: -(_lower(fixed, slope) + _times(slope, middle)), reach)
         upper = _best_chord(points, lambda slope: _upper(fixed, slope) + _times(slope, middle), reach)
         return Slopes((lower,), (upper,))
@@ -356,14 +373,42 @@ class PiecewiseLinear(Relaxed):
 
     def conjugate(self, slopes: Slopes, bounds: tuple[Interval, ...]) -> Offsets:
         """Minimise and maximise ``f(z) - slope * z`` over the points; what overflowed is only known to be large."""
-        points, largest = self.points(bounds[0]), torch.finfo(bounds[0].lower.dtype).max
-        lower, upper = _lower(points, slopes.lower[0]), _upper(points, slopes.upper[0])
+        box, largest = bounds[0], torch.finfo(bounds[0].lower.dtype).max
+        points, derivatives = self._points_and_derivatives(box)
+        ends = points[:2] if self.facts.convex else points  # where a convex function is largest
+        if derivatives is None:
+            lower, upper = _lower(points, slopes.lower[0]), _upper(ends, slopes.upper[0])
+        else:
+            lower = _touching(points, slopes.lower[0], -torch.inf, torch.minimum, box, derivatives)
+            upper = _touching(ends, slopes.upper[0], torch.inf, torch.maximum, box, derivatives)
         return Offsets(lower.clamp(max=largest), upper.clamp(min=-largest))
+
+    def _points_and_derivatives(self, box: Interval) -> tuple[Points, list[Tensor] | None]:
+        """List the points; where box ends alone are differentiated, as constants, and with the derivatives at the ends."""
+        constants = [*_tensors((self.call.args, self.call.kwargs))]
+        constants += self.call.operator.parameters() if isinstance(self.call.operator, nn.Module) else []
+        if not torch.is_grad_enabled() or any(constant.requires_grad for constant in constants):
+            return self.points(box), None
+        ends = [end.detach().requires_grad_() for end in (box.lower, box.upper)]
+        values = [self.forward(end) for end in ends]
+        derivatives = [
+            torch.autograd.grad(value.sum(), end)[0] if value.requires_grad else torch.zeros_like(end)
+            for value, end in zip(values, ends, strict=True)
+        ]
+        with torch.no_grad():
+            return self.points(Interval(*(end.detach() for end in ends))), derivatives
 
 
 def known(box: Interval) -> Interval:
     """Replace an end that is NaN, which says nothing, by infinity: operators such as ``sign`` make a number of it."""
+    if _finite(box.lower, box.upper):
+        return box
     return Interval(torch.where(box.lower.isnan(), -torch.inf, box.lower), torch.where(box.upper.isnan(), torch.inf, box.upper))
+
+
+def _finite(*tensors: Tensor) -> bool:
+    """Whether there is neither infinity nor NaN; False also where a sum overflows. A sum is the cheapest way to see it."""
+    return all(bool(tensor.detach().sum().isfinite()) for tensor in tensors)
 
 
 def _rounding(place: Tensor, box: Interval) -> Tensor:
@@ -376,29 +421,119 @@ def _clamp(place: Tensor, box: Interval) -> Tensor:
     return torch.minimum(torch.maximum(place, box.lower), box.upper)
 
 
-def _fold(function: Callable[[Tensor, Tensor], Tensor], values: list[Tensor]) -> Tensor:
+def _times(slope: Tensor, z: Tensor) -> Tensor:
+    """Multiply, with ``0 * inf = 0``: a zero slope ignores an unbounded end."""
+    return slope * (z if _finite(z) else torch.where((slope == 0) & z.isinf(), 0.0, z))
+
+
+def _lower(points: Points, slope: Tensor) -> Tensor:
+    return _extreme(points, slope, -torch.inf, torch.minimum)
+
+
+def _upper(points: Points, slope: Tensor) -> Tensor:
+    return _extreme(points, slope, torch.inf, torch.maximum)
+
+
+def _extreme(points: Points, slope: Tensor, worst: float, better: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Return the best of the points' residuals. Its derivative is that of the first point that attains it."""
+    with torch.no_grad():
+        best, improves = _turns([_residual(point, slope, worst) for point in points], better)
+    if not torch.is_grad_enabled():
+        return best
+    place, value = (_pick(parts, improves) for parts in zip(*points, strict=True))
+    found = _residual((place, value), slope, worst)
+    return found if _finite(best) else torch.where(best.isnan(), best, found)
+
+
+def _touching(
+    points: Points,
+    slope: Tensor,
+    worst: float,
+    better: Callable[[Tensor, Tensor], Tensor],
+    box: Interval,
+    derivatives: Sequence[Tensor],
+) -> Tensor:
+    """Do as ``_extreme`` does with points that are constants, and attach the derivatives of the one where the line touches."""
+    with torch.no_grad():
+        best, improves = _turns([_residual(point, slope, worst) for point in points], better)
+        place = _pick([place for place, _ in points], improves)
+        place = place if _finite(place) else torch.where(place.isinf(), 0.0, place)
+        later = _fold(torch.logical_or, [torch.zeros_like(improves[0]), *improves[1:]])
+        chosen = ~(improves[0] | later), improves[0] & ~later
+        rates = [(derivative - slope) * own for derivative, own in zip(derivatives, chosen, strict=True)]
+    return _attached(best, (slope, -place), (box.lower, rates[0]), (box.upper, rates[1]))
+
+
+class _Attached(torch.autograd.Function):
+    """A value that was computed without derivatives, and its derivative by each of some inputs, element by element."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *pairs: Tensor) -> Tensor:
+        """Return the value; ``pairs`` are inputs and derivatives in turns."""
+        ctx.save_for_backward(*pairs[1::2])
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Multiply."""
+        parts = zip(ctx.needs_input_grad[1::2], ctx.saved_tensors, strict=True)
+        return None, *(part for wanted, rate in parts for part in (gradient * rate if wanted else None, None))
+
+
+def _attached(value: Tensor, *rates: tuple[Tensor, Tensor]) -> Tensor:
+    return _Attached.apply(value, *(part for pair in rates for part in pair))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """List the tensors among a call's arguments."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(tuple(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _tensors(part)
+
+
+def _fold(function: Callable[[Tensor, Tensor], Tensor], values: Sequence[Tensor]) -> Tensor:
     result = values[0]
     for value in values[1:]:
         result = function(result, value)
     return result
 
 
-def _times(slope: Tensor, z: Tensor) -> Tensor:
-    """Multiply, with ``0 * inf = 0``: a zero slope ignores an unbounded end."""
-    return slope * torch.where((slope == 0) & z.isinf(), 0.0, z)
+def _first(values: Sequence[Tensor], better: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Return the best of some values. Its derivative is that of the first that attains it."""
+    best, improves = _turns([value.detach() for value in values], better)
+    if not torch.is_grad_enabled():
+        return best
+    found = _pick(values, improves)
+    return found if _finite(best) else torch.where(best.isnan(), best, found)
 
 
-def _lower(points: Points, slope: Tensor) -> Tensor:
-    return _fold(torch.minimum, [_residual(point, slope, -torch.inf) for point in points])
+def _turns(values: Sequence[Tensor], better: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Compare one value after the other with the best so far: return the best, and where each was an improvement."""
+    best, improves = values[0], []
+    for value in values[1:]:
+        before, best = best, better(best, value)
+        improves.append(best != before)
+    return best, improves
 
 
-def _upper(points: Points, slope: Tensor) -> Tensor:
-    return _fold(torch.maximum, [_residual(point, slope, torch.inf) for point in points])
+def _pick(choices: Sequence[Tensor], instead: Sequence[Tensor]) -> Tensor:
+    """Pick an element of one of several tensors at each place: the first, unless a later one is to be taken instead."""
+    picked = choices[0]
+    for mask, choice in zip(instead, choices[1:], strict=True):
+        picked = torch.where(mask, choice, picked)
+    return picked
 
 
 def _residual(point: tuple[Tensor, Tensor], slope: Tensor, worst: float) -> Tensor:
     """Return ``f(z) - slope * z``; where both terms are infinite nothing better than ``worst`` is known."""
     z, value = point
+    if _finite(z):
+        return value - slope * z
     residual = value - _times(slope, z)
     return torch.where(residual.isnan() & z.isinf(), worst, residual)
 
@@ -406,8 +541,21 @@ def _residual(point: tuple[Tensor, Tensor], slope: Tensor, worst: float) -> Tens
 def _chord(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> Tensor:
     """Slope between two points; 0 where they coincide or a coordinate is infinite (any slope is sound)."""
     run, rise = right[0] - left[0], right[1] - left[1]
-    usable = (run != 0) & run.isfinite() & rise.isfinite()
+    usable = run != 0
+    if not _finite(run, rise):
+        usable = usable & run.isfinite() & rise.isfinite()
     return torch.where(usable, rise, 0.0) / torch.where(usable, run, 1.0)
+
+
+def _piece(points: Points, middle: Tensor) -> Tensor:
+    """Return the slope in the middle of a box, the points of which begin with its ends."""
+    (left, left_value), (right, right_value) = points[:2]
+    for place, value in points[2:]:
+        after = (place <= middle) & (place >= left)
+        before = (place > middle) & (place <= right)
+        left, left_value = torch.where(after, place, left), torch.where(after, value, left_value)
+        right, right_value = torch.where(before, place, right), torch.where(before, value, right_value)
+    return _chord((left, left_value), (right, right_value))
 
 
 def _chords(points: Points) -> list[Tensor]:
@@ -427,19 +575,27 @@ def _best_chord(points: Points, cost: Callable[[Tensor], Tensor], reach: Tensor 
         return value if reach is None else value + 64 * torch.finfo(value.dtype).eps * _times(slopes.abs(), reach)
 
     best = lowest = None
-    if reach is not None:
-        best = torch.zeros_like(points[0][1])
-        lowest = charged(best)
-    z, values = (torch.stack(parts) for parts in zip(*points, strict=True))
-    pairs = torch.combinations(torch.arange(len(points), device=z.device)).T
-    for left, right in zip(*(part.split(max(1, _TOGETHER // max(1, z[0].numel()))) for part in pairs), strict=True):
-        slopes = _chord((z[left], values[left]), (z[right], values[right]))
-        costs = charged(slopes.detach())
-        first = costs.nan_to_num(torch.inf, torch.inf, -torch.inf).argmin(0, keepdim=True)
-        slope, value = slopes.gather(0, first)[0], costs.gather(0, first)[0]
-        if best is None:
-            best, lowest = slope, value
-        else:
-            better = value < lowest
-            best, lowest = torch.where(better, slope, best), torch.where(better, value, lowest)
-    return best
+    places, values = (list(parts) for parts in zip(*points, strict=True))
+    with torch.no_grad():
+        shape = torch.broadcast_shapes(*(part.shape for part in (*places, *values)))
+        ends = [torch.zeros(shape, dtype=torch.int16, device=values[0].device) for _ in range(2)]
+        if reach is not None:  # slope 0, as of a point with itself
+            best = torch.zeros(shape, dtype=values[0].dtype, device=values[0].device)
+            lowest = charged(best)
+        z, height = torch.stack(places), torch.stack(values)
+        pairs = torch.combinations(torch.arange(len(points), device=z.device)).T
+        for left, right in zip(*(part.split(max(1, _TOGETHER // max(1, z[0].numel()))) for part in pairs), strict=True):
+            slopes = _chord((z[left], height[left]), (z[right], height[right]))
+            costs = charged(slopes)
+            first = costs.nan_to_num(torch.inf, torch.inf, -torch.inf).argmin(0, keepdim=True)
+            slope, value = slopes.gather(0, first)[0], costs.gather(0, first)[0]
+            better = torch.ones_like(value, dtype=torch.bool) if lowest is None else value < lowest
+            best = slope if best is None else torch.where(better, slope, best)
+            lowest = value if lowest is None else torch.where(better, value, lowest)
+            ends = [
+                torch.where(better, side[first[0]].to(end.dtype), end) for side, end in zip((left, right), ends, strict=True)
+            ]
+    if not torch.is_grad_enabled():
+        return best
+    masks = ([end == index for index in range(1, len(points))] for end in ends)
+    return _chord(*((_pick(places, mask), _pick(values, mask)) for mask in masks))

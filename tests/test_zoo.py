@@ -31,11 +31,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.mark.parametrize("name", ZOO)
 def test_no_point_leaves_its_bounds(name: str) -> None:
-    """By intervals in boxes of every radius at once; by the dual at one, where the bounds must be of use."""
+    """By intervals in boxes of every radius at once; by the dual at one, hidden nodes too, where the bounds must be of use."""
     entry = ZOO[name]
     net = autodual.certify(entry.model())
-    for eps, boxes, method in ((RADII, len(RADII), "interval"), (0.05, 1, "dual")):
-        findings = examine(entry, eps, replace(EFFORT, boxes=boxes), (method,), net)
+    for eps, effort, method in ((RADII, replace(EFFORT, boxes=len(RADII), node_points=0), "interval"), (0.05, EFFORT, "dual")):
+        findings = examine(entry, eps, effort, (method,), net)
         assert findings.points >= 200
         assert findings.faults() == []
         assert 1 - 1e-6 <= findings.widths[method] <= (USEFUL.get(name, math.inf) if method == "dual" else math.inf)

@@ -17,7 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from autodual.bounds.relaxed_rows import RelaxedRows
 from autodual.bounds.run import Lines, Run
+from dual_layers.families import Relaxed
 
 
 @dataclass
@@ -104,9 +106,28 @@ def _relaxed(run: Run, name: str, nu: Tensor, total: Deviation) -> tuple[Tensor,
     lines = run.lines[name]
     if run.layouts[name].factor > 1 or not run.layers[name].facts.positionwise:
         nu = run.expand(name, nu)
+    if _differentiably(run, name, nu, lines, total):
+        return _fused(run, name, nu, lines, total)
     _add_penalty(run, name, nu, lines, total)
     nu = nu if lines.sloping is None else nu * lines.sloping
     return () if lines.slopes is None else run.layers[name].pull(nu, lines.slopes, run.parents(name))
+
+
+def _differentiably(run: Run, name: str, nu: Tensor, lines: Lines, total: Deviation) -> bool:
+    """Whether to pull the rows and sum up their penalty in one go: where derivatives are wanted and nothing else is."""
+    layer = run.layers[name]
+    plain = layer.facts.positionwise and type(layer).pull is Relaxed.pull
+    return plain and lines.slopes is not None and lines.sloping is None and total.magnitude is None and torch.is_grad_enabled()
+
+
+def _fused(run: Run, name: str, nu: Tensor, lines: Lines, total: Deviation) -> tuple[Tensor, ...]:
+    assert lines.slopes is not None
+    weights = (lines.slopes.lower[0], None if lines.slopes.parallel else lines.slopes.upper[0], lines.shift, lines.spread)
+    flat = (None if weight is None else run.examples(name, weight) for weight in weights)
+    pulled, shift, spread = RelaxedRows.apply(run.examples(name, run.expand(name, nu), lead=1), *flat)
+    total.lower = total.lower + (shift - spread)
+    total.upper = None if total.upper is None or not lines.two_sided else total.upper + (shift + spread)
+    return (run.node(name, pulled, lead=1),)
 
 
 def _add_penalty(run: Run, name: str, nu: Tensor, lines: Lines, total: Deviation) -> None:

@@ -109,10 +109,10 @@ def _back_into_the_domain(run: Run, name: str) -> None:
 def _bound_input(run: Run, name: str, method: Dual | Adaptive | Projected, forward: Forward | None) -> Interval:
     """Bound a nonlinear node's input, element by element, as far as its consumers have use for."""
     if name not in run.boxes:
-        if _taken_exactly(run, name, method):
-            run.boxes[name], run.how[name] = run.hull(name), "interval, exact"
-        elif isinstance(method, (Dual, Adaptive)) and method.intermediate == "interval":
+        if isinstance(method, (Dual, Adaptive)) and method.intermediate == "interval":
             run.boxes[name], run.how[name] = run.hull(name), "interval"
+        elif _taken_exactly(run, name, method):
+            run.boxes[name], run.how[name] = run.hull(name), "interval, exact"
         elif _repeats(run, name):
             parent = run.program.parents[name][0]
             box = _bound_input(run, parent, method, forward)
@@ -125,7 +125,8 @@ def _bound_input(run: Run, name: str, method: Dual | Adaptive | Projected, forwa
             run.boxes[name], run.how[name] = _from_rows(run, name, method)
         if name not in run.program.sources and method.guarantee != NONE and _feeds_a_jump(run, name):
             run.boxes[name] = _with_allowance(run, name, run.boxes[name])
-        run.forget_behind(name)
+        if run.boxes[name] is not run.hulls.get(name):
+            run.forget_behind(name)
     return run.boxes[name]
 
 

@@ -423,8 +423,9 @@ class Run:
         """
         layer, value = self.layers[name], self.values[name]
         offsets = layer.conjugate(slopes, box)
-        lower = offsets.lower - value + layer.push(slopes.lower, self.parents(name))
-        upper = offsets.upper - value + layer.push(slopes.upper, self.parents(name))
+        reached = layer.push(slopes.lower, self.parents(name)) - value
+        lower = offsets.lower + reached
+        upper = offsets.upper + (reached if slopes.parallel else layer.push(slopes.upper, self.parents(name)) - value)
         lines = Lines(slopes, lower.clamp(max=0), upper.clamp(min=0))
         return self._levelled(name, lines, sloping) if name in self.program.enclosures and not self.strict else lines
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autodual.errors import SpecificationError
+from autodual.loss_bounds import LossBounds
 from autodual.losses.base import Loss, Objective, check_share, mixed, of_margins, regularized
 from autodual.methods import Adaptive, Dual, Method
 from autodual.network import BoundModule
@@ -28,6 +29,8 @@ class RobustLoss(Loss):
         method: how to bound.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         objective: ``"cross-entropy"`` or ``"hinge"``, of the margins.
+        rivals: bound so many margins of each example by the method, those that intervals leave lowest, and the others by
+            intervals; by default all. A walk costs as much as it has rows, and few rivals weigh in a loss.
         numbers: ``kappa``, share of the clean loss; ``regularize``, weight of the regulariser.
 
     Example:
@@ -50,18 +53,26 @@ class RobustLoss(Loss):
         method: str | Method = "dual",
         reduction: str = "mean",
         objective: Objective = "cross-entropy",
+        *,
+        rivals: int | None = None,
         **numbers: float,
     ) -> None:
         super().__init__(network, reduction=reduction, **numbers)
-        self.method, self.objective = method, _checked(objective)
+        self.method, self.objective, self.rivals = method, _checked(objective), rivals
 
-    def each(self, x: Any, y: Tensor, region: Region, *, kappa: float, regularize: float) -> Tensor:
+    def each(self, x: Any, y: Tensor, region: Region, *, kappa: float, regularize: float, **others: float) -> Tensor:
         """Return every example's loss."""
         bounds = self.network.loss_bounds(x, y, region)
-        robust = of_margins(bounds.margins(self.method), bounds.y, self.objective) if kappa < 1 else None
-        clean = F.cross_entropy(self.network(x), bounds.y, reduction="none") if check_share("kappa", kappa) else None
+        robust = None
+        if check_share("kappa", kappa) < 1:
+            robust = of_margins(self.margins(bounds, **others), bounds.y, self.objective)
+        clean = F.cross_entropy(self.network(x), bounds.y, reduction="none") if kappa else None
         losses = mixed(kappa, robust, clean)
         return regularized(losses, regularize, bounds, region, x)
+
+    def margins(self, bounds: LossBounds) -> Tensor:
+        """Bound the margins that the loss is made of, ``(batch, classes)``."""
+        return bounds.margins(self.method, rivals=self.rivals)
 
 
 class IntervalLoss(RobustLoss):
@@ -88,7 +99,7 @@ class IntervalLoss(RobustLoss):
         super().__init__(network, "interval", reduction, objective, **numbers)
 
 
-class CROWNIBPLoss(Loss):
+class CROWNIBPLoss(RobustLoss):
     """Margins between interval bounds and one walk back over interval boxes (CROWN-IBP). Source: Zhang et al. (2020).
 
         margins = (1 - beta) * interval + beta * walked,    loss as in ``RobustLoss``
@@ -101,10 +112,11 @@ class CROWNIBPLoss(Loss):
             parallel slopes cost less.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         objective: as for ``RobustLoss``.
+        rivals: as for ``RobustLoss``.
         numbers: ``beta``, share of the walk; ``kappa`` and ``regularize`` as for ``RobustLoss``.
     """
 
-    numbers: ClassVar[Mapping[str, float]] = {"beta": 1.0, "kappa": 0.0, "regularize": 0.0}
+    numbers: ClassVar[Mapping[str, float]] = {"beta": 1.0, **RobustLoss.numbers}
 
     def __init__(
         self,
@@ -112,22 +124,17 @@ class CROWNIBPLoss(Loss):
         method: Dual | Adaptive = Adaptive(intermediate="interval"),  # noqa: B008  frozen
         reduction: str = "mean",
         objective: Objective = "cross-entropy",
+        *,
+        rivals: int | None = None,
         **numbers: float,
     ) -> None:
-        super().__init__(network, reduction=reduction, **numbers)
-        self.method, self.objective = method, _checked(objective)
+        super().__init__(network, method, reduction, objective, rivals=rivals, **numbers)
 
-    def each(self, x: Any, y: Tensor, region: Region, *, beta: float, kappa: float, regularize: float) -> Tensor:
-        """Return every example's loss."""
-        bounds = self.network.loss_bounds(x, y, region)
-        robust = None
-        if check_share("kappa", kappa) < 1:
-            walked = bounds.margins(self.method) if beta else None
-            interval = bounds.margins("interval") if check_share("beta", beta) < 1 else None
-            robust = of_margins(mixed(beta, interval, walked), bounds.y, self.objective)
-        clean = F.cross_entropy(self.network(x), bounds.y, reduction="none") if kappa else None
-        losses = mixed(kappa, robust, clean)
-        return regularized(losses, regularize, bounds, region, x)
+    def margins(self, bounds: LossBounds, beta: float) -> Tensor:
+        """Mix interval bounds and the walk's."""
+        walked = super().margins(bounds) if beta else None
+        interval = bounds.margins("interval") if check_share("beta", beta) < 1 else None
+        return mixed(beta, interval, walked)
 
 
 class EnvelopeLoss(Loss):

@@ -99,6 +99,7 @@ def train(
     out: Path | str | None = None,
     resume: bool = False,
     watch: Callable[[Progress], None] = lambda _: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Result:
     """Train a classifier to be provably robust.
 
@@ -116,6 +117,8 @@ def train(
         out: the run's folder; without one nothing is written and nothing can be resumed.
         resume: go on with the run in ``out``, or start it where there is none yet.
         watch: called after every step.
+        clock: tells the seconds for ``config.minutes`` and the log. ``time.process_time`` counts the processor's time on this
+            process alone, so that runs beside others stay comparable.
 
     Raises:
         SpecificationError: settings that do not fit the model or the examples.
@@ -135,7 +138,7 @@ def train(
     torch.set_num_threads(config.threads or threads)
     try:
         with generators_kept():
-            return _Run(model, dataset, config, held_out, test, None if out is None else Path(out), watch).run(resume)
+            return _Run(model, dataset, config, held_out, test, None if out is None else Path(out), watch, clock).run(resume)
     finally:
         torch.set_num_threads(threads)
 
@@ -178,6 +181,7 @@ class _Run:
     test: Dataset | None
     out: Path | None
     watch: Callable[[Progress], None]
+    clock: Callable[[], float]
     state: State = field(default_factory=State)
 
     def __post_init__(self) -> None:
@@ -212,10 +216,10 @@ class _Run:
     def run(self, resume: bool) -> Result:
         """Train to the end."""
         self._start(resume)
-        began, before = time.perf_counter(), self.state.seconds
+        began, before = self.clock(), self.state.seconds
         while self.state.stopped is None:
             loss, values = self._step()
-            self.state.seconds = before + time.perf_counter() - began
+            self.state.seconds = before + self.clock() - began
             late = self.config.minutes is not None and self.state.seconds >= 60 * self.config.minutes
             if self.config.minutes is not None and processes.from_first(late):
                 self.state.stopped = "minutes"
@@ -223,7 +227,7 @@ class _Run:
                 self.state.stopped = "epochs"
             if self.state.step % self.batches.per_epoch == 0 or self.state.stopped:
                 self._end_epoch()
-                self.state.seconds = before + time.perf_counter() - began
+                self.state.seconds = before + self.clock() - began
             if self.state.step % self.config.checkpoint == 0 or self.state.counted == 0:
                 self._save()
             self._tell(loss, values)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import autodual
 from autodual import attacks
+from autodual.bounds import relaxed_rows
 from autodual.errors import SpecificationError
 from autodual.losses import (
     LOSSES,
@@ -310,3 +311,64 @@ def test_reductions_and_empty_batches() -> None:
     alone = torch.cat([IntervalLoss(net, reduction="none")(x[i : i + 1], y[i : i + 1], region) for i in range(5)])
     torch.testing.assert_close(alone, each)
     assert IntervalLoss(net, reduction="sum")(x[:0], y[:0], region) == 0
+
+
+@pytest.mark.parametrize("method", [*CROWN_IBP, autodual.Projected(r=20, seed=1)], ids=str)
+def test_only_the_worst_rivals_are_walked(method: autodual.methods.Method) -> None:
+    net, x, y = problem("convolutional", batch=6)
+    bounds = net.loss_bounds(x, y, autodual.LInf(0.1))
+    interval, every = bounds.margins("interval"), bounds.margins(method)
+    one = bounds.margins(method, rivals=1)
+    worst = interval.scatter(1, y[:, None], torch.inf).argmin(1)
+    assert torch.allclose(one.gather(1, worst[:, None]), every.gather(1, worst[:, None]))
+    rest = F.one_hot(worst, 3) == 0
+    assert torch.equal(one[rest], interval[rest])
+    assert not torch.allclose(one, interval)
+    assert torch.equal(bounds.margins(method, rivals=2), every)
+    with pytest.raises(SpecificationError, match="rivals must be a positive number of classes, got 0"):
+        bounds.margins(method, rivals=0)
+
+
+def test_a_loss_of_the_worst_rivals_trains_the_same_parameters() -> None:
+    net, x, y = problem("convolutional", batch=6)
+    loss = CROWNIBPLoss(net, CROWN_IBP[0], rivals=1, beta=0.5)
+    value = loss(x, y, autodual.LInf(0.1))
+    interval, full = (kind(x, y, autodual.LInf(0.1)) for kind in (IntervalLoss(net), CROWNIBPLoss(net, CROWN_IBP[0])))
+    assert min(interval, full) < value < max(interval, full)
+    value.backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in net.model.parameters())
+
+
+@pytest.mark.parametrize("two_slopes", [False, True])
+def test_rows_through_lines_at_once_are_what_plain_operators_give(two_slopes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relaxed_rows, "_CHUNK", 300)  # examples in several parts
+    generator = torch.Generator().manual_seed(0)
+    nu = torch.randn(3, 5, 7, generator=generator, dtype=torch.float64, requires_grad=True)
+    lower, upper, shift, spread = (
+        torch.randn(5, 7, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(4)
+    )
+    slopes = (lower, upper if two_slopes else None)
+    pulled, shifted, spreaded = relaxed_rows.RelaxedRows.apply(nu, *slopes, shift, spread)
+    steep = torch.where(nu > 0, lower, upper) if two_slopes else lower
+    assert torch.allclose(pulled, nu * steep)
+    assert torch.allclose(shifted, (nu * shift).sum(-1))
+    assert torch.allclose(spreaded, (nu.abs() * spread).sum(-1))
+    assert torch.autograd.gradcheck(relaxed_rows.RelaxedRows.apply, (nu, *slopes, shift, spread))
+
+
+def test_a_learned_slope_has_its_derivative_through_the_lines() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.PReLU(6), nn.Linear(6, 3)).double()
+    net, x, y, region = autodual.certify(model), torch.rand(3, 4).double(), torch.tensor([0, 1, 2]), autodual.LInf(0.3)
+    weight = model[1].weight
+    for method in CROWN_IBP:
+        (gradient,) = torch.autograd.grad(net.loss_bounds(x, y, region).margins(method).sum(), weight)
+        for channel in range(6):
+            ends = []
+            with torch.no_grad():
+                for step in (1e-6, -2e-6):
+                    weight[channel] += step
+                    ends.append(net.loss_bounds(x, y, region).margins(method).sum())
+                weight[channel] += 1e-6
+            assert abs(gradient[channel] - (ends[0] - ends[1]) / 2e-6) < 1e-6
+        assert (gradient != 0).any()

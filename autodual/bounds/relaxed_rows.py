@@ -1,0 +1,85 @@
+"""Rows through a relaxed element-wise node with gradients: the product with slopes and the two sums of the penalty, at once.
+
+Written with plain operators, autograd would keep several tensors as large as all rows, and read and write each from main
+memory. Here every pass is over a few examples at a time, which stay in the cache; the derivatives are written down.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_CHUNK = 2**20
+"""Bytes of the rows that are worked on at once: about what a core's own cache holds."""
+
+
+class RelaxedRows(torch.autograd.Function):
+    """Pull rows through lines and sum up what their offsets allow.
+
+        rows * (lower where rows > 0, else upper),    sum rows * shift,    sum |rows| * spread
+
+    Shapes: rows ``[rows, batch, features]``, everything else ``[batch, features]``; ``upper`` is None for parallel lines.
+    The two sums are ``[rows, batch]``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, nu: Tensor, lower: Tensor, upper: Tensor | None, shift: Tensor, spread: Tensor
+    ) -> tuple[Float[Tensor, "rows batch features"], Float[Tensor, "rows batch"], Float[Tensor, "rows batch"]]:
+        """Compute all three."""
+        ctx.save_for_backward(nu, lower, upper, shift, spread)
+        pulled = nu.new_empty(nu.shape)
+        sums = [nu.new_empty(nu.shape[:2]) for _ in range(2)]
+        for part in _parts(nu):
+            rows = nu[:, part]
+            own = torch.mul(rows, (lower if upper is None else upper)[part], out=pulled[:, part])
+            if upper is not None:
+                own.addcmul_(rows.clamp(min=0), lower[part] - upper[part])
+            sums[0][:, part] = _sum(rows, shift[part])
+            sums[1][:, part] = _sum(rows.abs(), spread[part])
+        return pulled, *sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, pulled: Tensor, shifted: Tensor, spreaded: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the derivatives of what needs them."""
+        nu, lower, upper, shift, spread = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        found = [torch.empty(like.shape, dtype=nu.dtype, device=nu.device) if need else None
+                 for like, need in zip((nu, lower, upper, shift, spread), wanted, strict=True)]  # fmt: skip
+        for part in _parts(nu):
+            rows, given = nu[:, part], pulled[:, part]
+            shifts, spreads = (side[:, part, None] for side in (shifted, spreaded))
+            positive = None if upper is None else given * (rows > 0)
+            if wanted[0]:
+                own = torch.mul(given, (lower if upper is None else upper)[part], out=found[0][:, part])
+                if positive is not None:
+                    own.addcmul_(positive, lower[part] - upper[part])
+                own.addcmul_(shifts, shift[part]).addcmul_(rows.sign().mul_(spread[part]), spreads)
+            if wanted[1]:
+                torch.sum((given if positive is None else positive) * rows, 0, out=found[1][part])
+            if wanted[2]:
+                torch.sum((given - positive) * rows, 0, out=found[2][part])
+            if wanted[3]:
+                found[3][part] = _back(shifts, rows)
+            if wanted[4]:
+                found[4][part] = _back(spreads, rows.abs())
+        return tuple(found)
+
+
+def _parts(nu: Tensor) -> list[slice]:
+    """Split the examples."""
+    step = max(1, _CHUNK // max(1, nu.shape[0] * nu.shape[2] * nu.element_size())) if nu.device.type == "cpu" else nu.shape[1]
+    return [slice(start, start + step) for start in range(0, nu.shape[1], max(1, step))]
+
+
+def _sum(rows: Tensor, weights: Tensor) -> Tensor:
+    return torch.bmm(rows.transpose(0, 1), weights[..., None])[..., 0].T
+
+
+def _back(weights: Tensor, rows: Tensor) -> Tensor:
+    return torch.bmm(weights.permute(1, 2, 0), rows.transpose(0, 1))[:, 0]
