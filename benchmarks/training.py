@@ -6,13 +6,15 @@
 
 ``cost`` times a training step of the thesis' small architecture beside a plain one in the same run, and a peer's where it can
 be imported (auto_LiRPA). ``losses`` trains that architecture on MNIST by each loss for equally long, certifies the whole test
-set, and draws clean against certified error. ``projections`` trains by the thesis' own loss, exactly and on random projections.
+set, and draws clean against certified error; what is in the output folder's ``losses.csv`` is not done again.
+``projections`` trains by the thesis' own loss, exactly and on random projections.
 Everything is seeded; times mean something on an idle machine only.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -136,22 +138,22 @@ def _peer(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[], Tens
 
 
 BY_TIME: dict[str, dict[str, Any]] = {
-    "clean": {},
-    "fgsm": {},
-    "pgd": {},
-    "trades": {},
     "interval": {"kappa": (1.0, 0.0)},
+    "cc-ibp": {"alpha": 0.5},
+    "mtl-ibp": {"alpha": 0.3},
+    "sabr": {"shrink": 0.6},
     "crown-ibp": {
         "method": {"name": "dual", "intermediate": "interval"},
         "options": {"rivals": 3},
         "beta": (1.0, 0.0),
         "kappa": (1.0, 0.0),
     },
-    "sabr": {"shrink": 0.6},
-    "mtl-ibp": {"alpha": 0.3},
-    "cc-ibp": {"alpha": 0.5},
-    "envelope": {},
     "robust": {"method": {"name": "projected", "r": 10}, "options": {"rivals": 3}},
+    "envelope": {},
+    "pgd": {},
+    "trades": {},
+    "fgsm": {},
+    "clean": {},
 }
 """Losses by name and their numbers: one that moves while the radius grows as a pair."""
 
@@ -161,28 +163,33 @@ def losses(arguments: argparse.Namespace) -> None:
     keep_freed_memory()
     data, test = _mnist(arguments.data, TRAIN, arguments.images), _mnist(arguments.data, TEST, arguments.test)
     methods = ("interval", "adaptive")
-    rows, points = [], []
     print(
         f"small architecture, {len(data)} MNIST images, {arguments.minutes:g} minutes of one core each, seed 0, domain 0..1;",
         machine(),
         flush=True,
     )
     print(f"certified by any of {', '.join(methods)}; attacked by PGD, 20 steps; {len(test)} test images", flush=True)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    path = arguments.output / "losses.csv"
+    rows = list(csv.reader(path.open())) if path.exists() else []  # of a run that was stopped
     for eps in arguments.eps:
         for name in arguments.only or BY_TIME:
+            if any(row[:2] == [f"{eps:g}", name] for row in rows):
+                continue
             config = _timed(name, eps, data, arguments.minutes)
             torch.manual_seed(0)
             model = small()
             result = train(model, data, config, clock=time.process_time)
             found = judge(autodual.certify(model), test, config.region(eps), methods, index=torch.arange(len(test)), attack=20)
             totals = found.totals()
-            errors = [100 * (1 - totals[key]) for key in ("clean", "attacked", "certified")]
-            points.append((eps, name, errors[0], errors[2]))
+            errors = [f"{100 * (1 - totals[key]):.2f}" for key in ("clean", "attacked", "certified")]
             epochs = result.rows[-1]["epoch"]
-            rows.append([f"{eps:g}", name, f"{epochs:.1f}", *(f"{e:.2f} %" for e in errors), str(found.contradictions)])
+            rows.append([f"{eps:g}", name, f"{epochs:.1f}", *errors, str(found.contradictions)])
+            with path.open("a", newline="") as file:
+                csv.writer(file).writerow(rows[-1])
             print("  ".join(rows[-1]), flush=True)
-    print(table(["eps", "loss", "epochs", "clean error", "PGD error", "robust error", "contradictions"], rows))
-    _draw(points, arguments.output / "losses.png")
+    print(table(["eps", "loss", "epochs", "clean error, %", "PGD error, %", "robust error, %", "contradictions"], rows))
+    _draw([(float(row[0]), row[1], float(row[3]), float(row[5])) for row in rows], arguments.output / "losses.png")
 
 
 def _mnist(folder: Path, part: Published, limit: int | None) -> TensorDataset:
