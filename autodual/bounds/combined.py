@@ -13,6 +13,7 @@ from torch.nn.functional import one_hot
 from autodual.bounds.backward import Deviation
 from autodual.bounds.intermediate import allowance, in_chunks, relax, wanted_rows
 from autodual.bounds.optimize import Ascent, box_of, climb
+from autodual.bounds.pair_ascent import PairAscent, climbing_run
 from autodual.bounds.run import Run, meet
 from autodual.methods import Adaptive, Dual, Method, Optimized
 from dual_layers import Interval
@@ -122,12 +123,26 @@ class Combined:
                 wanted = wanted_rows(run, name)
                 if wanted is None:
                     continue
-                wanted = wanted & (wanted.sum(1, keepdim=True) <= MOST_ROWS)
+                own = climbing_run(run, name)
+                walk = None if own is None else PairAscent(own, name, wanted, self.method.hidden_steps)
+                most = MOST_ROWS if walk is None else walk.worth(MOST_ROWS)
+                wanted = wanted & (wanted.sum(1, keepdim=True) <= most)
                 if wanted.any():
-                    run.boxes[name] = self._refined(name, wanted)
+                    found = self._climbed_alone(name, wanted) if walk is None else self._climbed_in_pairs(walk, wanted)
+                    run.boxes[name] = meet(run.boxes[name], run.rounded(name, found))
                     run.forget_behind(name)
 
-    def _refined(self, name: str, wanted: Bool[Tensor, "batch features"]) -> Interval:
+    def _climbed_in_pairs(self, walk: PairAscent, wanted: Bool[Tensor, "batch features"]) -> Interval:
+        run, name = self.run, walk.target
+        walk.wanted = wanted
+        pairs, *deviations = walk.bounds()
+        reference, ends = run.examples(name, run.values[name]), []
+        for deviation, unknown in zip(deviations, (-torch.inf, torch.inf), strict=True):
+            end = (reference[pairs] + deviation).to(reference.dtype)
+            ends.append(run.node(name, torch.full_like(reference, unknown).index_put(pairs, end)))
+        return Interval(*ends)
+
+    def _climbed_alone(self, name: str, wanted: Bool[Tensor, "batch features"]) -> Interval:
         run, reference = self.run, self.run.examples(name, self.run.values[name])
 
         def pairs(row: Tensor, example: Tensor) -> Tensor:
@@ -136,8 +151,7 @@ class Combined:
 
         found = climb(run, name, pairs, torch.cat([wanted.T, wanted.T]), Ascent(self.method.hidden_steps), magnitude=False)
         below, above = found.lower.chunk(2)
-        ends = (run.node(name, end) for end in (reference + below.T, reference - above.T))
-        return meet(run.boxes[name], run.rounded(name, Interval(*ends)))
+        return Interval(*(run.node(name, end) for end in (reference + below.T, reference - above.T)))
 
 
 def tighter(best: Deviation, other: Deviation) -> Deviation:

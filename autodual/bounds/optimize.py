@@ -13,7 +13,7 @@ gathers those, and multiplies the others by the slope that they have.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,7 +139,7 @@ class Climber:
             if name in ancestors:
                 box = box_of(run, name)
                 run.lines[name] = run.relate(name, run.layers[name].slopes(box, "adaptive"), box)
-                if _is_sought(run, name):
+                if is_sought(run, name):
                     self.trials[name] = Trial(run, name)
 
     def climb(self, ascent: Ascent) -> dict[str, Slopes]:
@@ -147,67 +147,75 @@ class Climber:
         trials, run = [trial for trial in self.trials.values() if len(trial.index)], self.run
         if trials:
             run.trials = {trial.name: trial.pull for trial in trials}
-            self._search(trials, ascent)
+            search(trials, ascent, self._objective)
             run.trials = {}
         sought = {trial.name: trial.chosen() for trial in trials}
         return {name: sought.get(name, lines.slopes) for name, lines in run.lines.items()}
 
-    def _search(self, trials: list[Trial], ascent: Ascent) -> None:
-        best = self.nu.new_full((self.run.batch,), -torch.inf)
-        active = torch.ones_like(best, dtype=torch.bool)
-        for choice in ("adaptive", "parallel"):
-            for trial in trials:
-                trial.start(choice)
-            best = self._keep(trials, self._objective(), best, active)
-        for trial in trials:
-            trial.resume()
-        for step in range(ascent.steps):
-            active = active if ascent.goal is None else active & ~(best > ascent.goal)
-            if not active.any():
-                return
-            with torch.enable_grad():
-                slopes = [slope for trial in trials for slope in trial.leaves()]
-                value = self._objective()
-                derivatives = iter(torch.autograd.grad(value.sum(), slopes, allow_unused=True))
-            best = self._keep(trials, value.detach(), best, active)
-            size = STEP * SLOWEST ** (step / max(ascent.steps - 1, 1))
-            for trial in trials:
-                trial.step(derivatives, step + 1, size)
-        self._keep(trials, self._objective(), best, active)
-
     def _objective(self) -> Float[Tensor, " batch"]:
         return backward(self.run, self.target, self.nu).lower[0]
 
-    def _keep(self, trials: list[Trial], value: Tensor, best: Tensor, active: Tensor) -> Tensor:
-        """Let every example that climbed keep its slopes, and return the best values so far.
 
-        One that has reached its goal keeps what reached it, however long others take: no example changes another.
-        """
+def search(trials: Sequence[Sought], ascent: Ascent, objective: Callable[[], Float[Tensor, " rows"]]) -> Float[Tensor, " rows"]:
+    """Seek slopes from the better of adaptive and parallel ones, and return the best value of each row.
+
+    A row that has reached its goal keeps what reached it, however long others take: no row changes another.
+
+    Args:
+        trials: of all nodes whose slopes are sought; afterwards they hold the best.
+        ascent: how to climb.
+        objective: the value of every row with the present slopes.
+    """
+    best, active = torch.tensor(-torch.inf), torch.tensor(True)
+
+    def keep(value: Tensor) -> None:
+        nonlocal best
         better = (value > best) & active
         for trial in trials:
             trial.keep(better)
-        return torch.where(better, value, best)
+        best = torch.where(better, value, best)
+
+    for choice in ("adaptive", "parallel"):
+        for trial in trials:
+            trial.start(choice)
+        keep(objective())
+    for trial in trials:
+        trial.resume()
+    for step in range(ascent.steps):
+        active = active if ascent.goal is None else active & ~(best > ascent.goal)
+        if not active.any():
+            return best
+        with torch.enable_grad():
+            slopes = [slope for trial in trials for slope in trial.leaves()]
+            value = objective()
+            derivatives = iter(torch.autograd.grad(value.sum(), slopes, allow_unused=True))
+        keep(value.detach())
+        size = STEP * SLOWEST ** (step / max(ascent.steps - 1, 1))
+        for trial in trials:
+            trial.step(derivatives, step + 1, size)
+    keep(objective())
+    return best
 
 
-class Trial:
-    """The slopes of one relaxed node in a run with one row per example.
+class Sought:
+    """The slopes of one relaxed node that are sought, each row's own.
 
-    Args:
-        run: with the node's lines.
-        name: of a node that works element by element.
+    A subclass says where they are: ``_of`` picks them out of a tensor shaped like the node, and ``example`` tells whose row
+    each is, or broadcasts against them.
     """
 
-    def __init__(self, run: Run, name: str) -> None:
+    example: Tensor
+    attached = False
+    """Whether lines carry derivatives by the box: not while slopes are sought."""
+
+    def _prepare(self, run: Run, name: str) -> None:
+        """Lay out what the search needs of a node that works element by element and has its adaptive lines."""
         lines, (box,) = run.lines[name], box_of(run, name)
         value, (point,), layer = run.values[name], run.parents(name), run.layers[name]
         lower, upper = (side[0].expand_as(value) for side in (lines.slopes.lower, lines.slopes.upper))
-        self.name, self.batch, self.shape = name, run.batch, value.shape
-        self.index = ((lines.lower < lines.upper) | (lower != upper)).flatten().nonzero()[:, 0]
-        self.example = self._of(
-            run.node(name, torch.arange(run.batch, device=value.device)[:, None].expand(-1, run.features(name)))
-        )
-        self.rest = lower.detach().flatten().index_fill(0, self.index, 0.0)
-        self.low, self.high = (self._of(end.expand_as(value)) for end in layer.slope_range((box,)))
+        settled = ~between_lines(run, name)
+        ends = (torch.where(settled, lower, end.expand_as(value)) for end in layer.slope_range((box,)))
+        self.low, self.high = (self._of(end) for end in ends)
         self.sides = (True, not layer.facts.convex)  # above a convex function nothing beats the chord
         self.starts = {"adaptive": [self._of(lower), self._of(upper)]}
         parallel = self._of(layer.slopes((box,), "parallel").lower[0].expand_as(value))
@@ -222,7 +230,7 @@ class Trial:
 
     def _of(self, value: Tensor) -> Tensor:
         """Pick the elements whose slopes are sought."""
-        return value.detach().flatten()[self.index]
+        raise NotImplementedError
 
     def start(self, choice: Choice) -> None:
         """Start from the adaptive slopes, or from the parallel ones."""
@@ -234,7 +242,7 @@ class Trial:
         return [slope for slope in self.now if slope.requires_grad]
 
     def keep(self, better: Bool[Tensor, " batch"]) -> None:
-        """Remember the slopes of some examples."""
+        """Remember the slopes of some rows."""
         mine = better[self.example]
         self.best = [
             torch.where(mine, now.detach(), best) if sought else best
@@ -259,14 +267,47 @@ class Trial:
             )
             self.now[side] = torch.minimum(torch.maximum(moved, self.low), self.high)
 
-    def pull(self, nu: Tensor) -> tuple[tuple[Tensor], Float[Tensor, "1 batch"]]:
-        """Pull rows through the node: what arrives at its input, and the penalty of each example."""
-        rest, part = _Gather.apply(nu.reshape(-1), self.rest, self.index)
-        positive, negative = part.clamp(min=0), part.clamp(max=0)
+    def sides_now(self) -> tuple[Tensor, Tensor]:
+        """Return how far the present lines are from the reference point: the lower ones, and the upper ones."""
         lower, upper = (
             self._height(slope, side) if sought else self.heights[side]
             for side, (slope, sought) in enumerate(zip(self.now, self.sides, strict=True))
         )
+        return lower, upper
+
+    def _height(self, slope: Tensor, side: int) -> Tensor:
+        """Return how far the lower (``side`` 0) or upper (1) line is from the reference point, as ``Run.relate`` does."""
+        height = self.conjugate(slope, side) - self.value + slope * self.point
+        return height.clamp(min=0) if side else height.clamp(max=0)
+
+
+class Trial(Sought):
+    """The slopes of one relaxed node in a run with one row per example: those of elements between their lines.
+
+    Args:
+        run: with the node's lines.
+        name: of a node that works element by element.
+    """
+
+    def __init__(self, run: Run, name: str) -> None:
+        value, lower = run.values[name], run.lines[name].slopes.lower[0].expand_as(run.values[name])
+        self.name, self.batch, self.shape = name, run.batch, value.shape
+        self.index = between_lines(run, name).flatten().nonzero()[:, 0]
+        self.example = self._of(
+            run.node(name, torch.arange(run.batch, device=value.device)[:, None].expand(-1, run.features(name)))
+        )
+        self.rest = lower.detach().flatten().index_fill(0, self.index, 0.0)
+        self._prepare(run, name)
+
+    def _of(self, value: Tensor) -> Tensor:
+        """Pick elements out of the flat node."""
+        return value.detach().flatten()[self.index]
+
+    def pull(self, nu: Tensor) -> tuple[tuple[Tensor], Float[Tensor, "1 batch"]]:
+        """Pull rows through the node: what arrives at its input, and the penalty of each example."""
+        rest, part = _Gather.apply(nu.reshape(-1), self.rest, self.index)
+        positive, negative = part.clamp(min=0), part.clamp(max=0)
+        lower, upper = self.sides_now()
         penalty = torch.zeros(self.batch, dtype=nu.dtype, device=nu.device)
         penalty = penalty.index_add(0, self.example, positive * lower + negative * upper)
         moved = positive * self.now[0] + negative * self.now[1]
@@ -281,11 +322,6 @@ class Trial:
         """Put slopes where they belong in the node."""
         return self.rest.index_copy(0, self.index, slope).view(self.shape)
 
-    def _height(self, slope: Tensor, side: int) -> Tensor:
-        """Return how far the lower (``side`` 0) or upper (1) line is from the reference point, as ``Run.relate`` does."""
-        height = self.conjugate(slope, side) - self.value + slope * self.point
-        return height.clamp(min=0) if side else height.clamp(max=0)
-
 
 class Conjugate:
     """The offsets of one node's lines at the elements whose slopes are sought, for many slopes over the same boxes.
@@ -293,14 +329,15 @@ class Conjugate:
     Args:
         layer: the node's rule.
         box: of its input.
-        trial: says which elements, and where they belong.
+        trial: says which elements, and, for a rule without vertices, where they belong.
     """
 
-    def __init__(self, layer: Relaxed, box: Interval, trial: Trial) -> None:
-        self.layer, self.box, self.trial = layer, Interval(box.lower.detach(), box.upper.detach()), trial
+    def __init__(self, layer: Relaxed, box: Interval, trial: Sought) -> None:
+        self.layer, self.trial = layer, trial
+        self.box = box if trial.attached else Interval(box.lower.detach(), box.upper.detach())
         self.small = Interval(trial._of(box.lower), trial._of(box.upper))
         vertices = layer.vertices((self.box,))
-        self.vertices = vertices and tuple(part.flatten(1)[:, trial.index] for part in vertices)
+        self.vertices = vertices and tuple(torch.stack([trial._of(each) for each in part]) for part in vertices)
         self.compact = self.vertices is None and self._works_on_single_elements()
 
     def __call__(self, slope: Tensor, side: int) -> Tensor:
@@ -328,12 +365,19 @@ class Conjugate:
             return False
 
 
+def between_lines(run: Run, name: str) -> Bool[Tensor, " *node"]:
+    """Tell which elements lie between two lines, and so have slopes to seek; the others' is known."""
+    lines, value = run.lines[name], run.values[name]
+    lower, upper = (side[0].expand_as(value) for side in (lines.slopes.lower, lines.slopes.upper))
+    return (lines.lower < lines.upper) | (lower != upper)
+
+
 def _parallel(slope: Tensor) -> Slopes:
     both = (slope,)
     return Slopes(both, both)
 
 
-def _is_sought(run: Run, name: str) -> bool:
+def is_sought(run: Run, name: str) -> bool:
     """Whether a node works element by element, does not jump, and has no composite operator's interval to mind."""
     layer, lines = run.layers[name], run.lines[name]
     return layer.facts.positionwise and layer.continuous() and lines.slopes is not None and name not in run.program.enclosures

@@ -24,7 +24,7 @@ from dual_layers import Field
 
 PIECE = 2**21
 """Bytes of the largest tensor of a chunk of pairs: small enough to stay in a core's cache."""
-DENSER = 6
+DENSER = 8
 """A convolution of windows is one matrix product where that takes at most so many times as many multiplications."""
 LARGEST_MAP = 2**22
 """Elements that the matrix of such a product may have."""
@@ -128,6 +128,9 @@ class PairWalk:
         wanted: which elements of which examples, ``[batch, features]`` bool.
         windows: whether rows may keep to their receptive fields.
     """
+
+    held = 1
+    """How many tensors of the size of a chunk's rows are to stay in the cache."""
 
     def __init__(self, run: Run, target: str, wanted: Tensor, *, windows: bool = True) -> None:
         self.run, self.target, self.wanted = run, target, wanted
@@ -258,7 +261,8 @@ class PairWalk:
 
     def _split(self, pairs: tuple[Tensor, Tensor, Tensor]) -> Iterator[tuple[Tensor, ...]]:
         """Split pairs so that neither their rows nor what is laid out for their examples takes much memory."""
-        room = max(1, min(PIECE, self.run.budget) // (self._peak * self.run.values[self.target].element_size()))
+        room = min(PIECE, self.run.budget) // (self.held * self._peak * self.run.values[self.target].element_size())
+        room = max(1, room)
         examples = max(1, 4 * room // math.prod(self.grid or (1,)))
         counts = (pairs[0] // examples).unique_consecutive(return_counts=True)[1].tolist()
         for group in zip(*(index.split(counts) for index in pairs), strict=True):

@@ -186,6 +186,7 @@ LONG = (
     "minus infinity filled",
     "vision transformer",
     "encoder layer",
+    "encoder layer, norm first, gelu",
     "encoder",
     "decoder",
 )  # the zoo has such too
@@ -221,7 +222,7 @@ def test_the_forward_walk_agrees(name: str) -> None:
         torch.testing.assert_close(forward.upper, backward.upper, atol=1e-7, rtol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["fused, mask", "vision transformer"])
+@pytest.mark.parametrize("name", ["fused, mask", pytest.param("vision transformer", marks=pytest.mark.slow)])
 def test_bounds_are_differentiable_in_the_parameters(name: str) -> None:
     model, x = built(name)
     net, weights = autodual.certify(model), list(model.parameters())
@@ -246,7 +247,7 @@ def test_bounds_are_differentiable_in_the_parameters(name: str) -> None:
     assert sum((grad * to).sum().item() for grad, to in zip(grads, towards, strict=True)) == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["encoder layer", "multihead"])
+@pytest.mark.parametrize("name", [pytest.param("encoder layer", marks=pytest.mark.slow), "multihead"])
 def test_frozen_layers_are_taken_apart_too(name: str) -> None:
     """In evaluation mode, without gradients, PyTorch runs these as one operator; here they are bounded as ever."""
     model, x = built(name)

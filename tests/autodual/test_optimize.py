@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 import autodual
+from autodual.bounds import combined
+from autodual.bounds.pair_ascent import PairAscent
 from autodual.errors import SpecificationError
 from autodual.methods import Optimized
 from tests.reference.lp import Ball, Relu, minimum
@@ -179,6 +181,41 @@ def test_intermediate_steps_tighten_the_boxes():
         assert any((climbed[name].width < plain[name].width - 1e-4).any() for name in plain)
         widths = [net.bounds(x, region, method=Optimized(20, steps)).width.mean() for steps in (0, 10)]
     assert widths[1] < widths[0]
+
+
+@pytest.mark.parametrize("region", [autodual.LInf(0.2, domain=(0.0, 1.0)), autodual.L2(0.5)], ids=str)
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_pairs_climb_where_whole_rows_do(kind, region, monkeypatch):
+    """Boxes are the same, and so are bounds, whose derivatives lead uphill; windows that stick out count nothing."""
+    model, shape = random_network(kind, 3)
+    x = torch.rand(3, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    net, method, found = autodual.certify(model), Optimized(3, hidden_steps=4), []
+    for in_pairs in (True, False):
+        walks = []
+        if in_pairs:
+            monkeypatch.setattr(combined, "PairAscent", lambda *args, seen=walks: seen.append(args[1]) or PairAscent(*args))
+        else:
+            monkeypatch.setattr(combined, "climbing_run", lambda *args: None)
+            monkeypatch.setattr(combined, "MOST_ROWS", 10**6)
+        boxes = net.intermediate(x, region, method=Optimized(0, hidden_steps=4))
+        value = net.bounds(x, region, method=method).lower
+        with torch.no_grad():
+            assert torch.allclose(value, net.bounds(x, region, method=method).lower)
+        found.append((walks, boxes, value))
+        if in_pairs:
+            derivatives = torch.autograd.grad(value.sum(), list(model.parameters()))
+    (walks, boxes, value), (_, others, other) = found
+    assert walks
+    for name, box in boxes.items():
+        torch.testing.assert_close(box.lower, others[name].lower, rtol=0, atol=1e-9)
+        torch.testing.assert_close(box.upper, others[name].upper, rtol=0, atol=1e-9)
+    torch.testing.assert_close(value, other, rtol=0, atol=1e-8)
+    length = sum(derivative.square().sum() for derivative in derivatives)
+    with torch.no_grad():
+        for parameter, derivative in zip(model.parameters(), derivatives, strict=True):
+            parameter += 1e-5 * derivative
+        gain = net.bounds(x, region, method=method).lower.sum() - value.sum()
+    assert 0.5 * 1e-5 * length < gain < 1.5 * 1e-5 * length
 
 
 @pytest.mark.parametrize(("name", "region"), [("relu", "linf"), ("relu", "own"), ("sequence", "l2")])

@@ -113,7 +113,7 @@ def reached(model: nn.Module, x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 # The zoo has models of these kinds too.
 LONG = {
     "RNNCell, relu", "LSTMCells on each other", "LSTM, last output", "LSTM, cell state, time first", "LSTM, both directions",
-    "GRU, both last states", "RNN",
+    "GRU, both last states", "RNN", "LSTM, last state of two layers", "GRUCell, no bias",
 }  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def test_no_point_leaves_its_bounds(name: str) -> None:
                 assert bounds.width.sum() < 1.5 * (highest - lowest).sum()
 
 
-@pytest.mark.parametrize("name", ["RNNCell", "GRU, all outputs, time first"])
+@pytest.mark.parametrize("name", ["RNNCell", pytest.param("GRU, all outputs, time first", marks=pytest.mark.slow)])
 def test_any_number_of_examples_and_steps(name: str) -> None:
     """Steps are unrolled anew for every length; examples are never counted."""
     model, x = built(name)
@@ -161,7 +161,7 @@ class Started(nn.Module):
         return self.head(h[-1] + c[-1])
 
 
-@pytest.mark.parametrize("moving", [("x", "h", "c"), ("x",), ("c",)])
+@pytest.mark.parametrize("moving", [("x", "h", "c"), ("x",), pytest.param(("c",), marks=pytest.mark.slow)])
 def test_a_state_that_is_given(moving: tuple[str, ...]) -> None:
     rng = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):

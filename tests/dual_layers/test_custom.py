@@ -157,7 +157,7 @@ def test_unbounded_and_unknown_boxes_are_sound(name: str) -> None:
         assert (offsets.upper >= values).all()
 
 
-CHECKED = {("swishy", torch.float64), ("i0e", torch.float32)}
+CHECKED = {("stairs", torch.float64), ("i0e", torch.float32)}
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,8 @@ def test_a_wrong_derivative_does_not_survive_the_checker() -> None:
         operator = elementwise(lambda z: torch.sin(z), **options)
         with pytest.raises(RuleError):
             check_rule(lookup(operator))
-    check_rule(lookup(elementwise(lambda z: torch.sin(z), derivative=lambda z: torch.cos(z))))
+    layer = layer_of(elementwise(lambda z: torch.sin(z), derivative=lambda z: torch.cos(z)))
+    assert measure(layer, box((-2.0, 3.0), (0.1, 4.0)), points=1_000, grid=100).outside == 0
 
 
 def test_outside_its_domain_nothing_is_known() -> None:

@@ -1,0 +1,115 @@
+"""Slopes that climb for rows in pairs: hidden elements, each in the windows that it depends on.
+
+A row behind convolutions sees few elements of the nodes before it. Its slopes there are found as ``optimize.py`` finds
+those of whole rows, by the same search, at the cost of its windows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from autodual.bounds.optimize import Ascent, Sought, box_of, is_sought, search
+from autodual.bounds.pairs import Chunk, Frontier, PairWalk, Rows, walks_in_pairs
+from autodual.bounds.run import Run
+
+
+def climbing_run(run: Run, target: str) -> Run | None:
+    """Return a run with the lines that an ascent in pairs starts from, or None where a node on the way does not allow it."""
+    if not walks_in_pairs(run, target):
+        return None
+    own, ancestors = run.fork(boxes=True), run.needed(target)
+    for name in run.program.relaxed:
+        if name in ancestors:
+            box, layer = box_of(own, name), own.layers[name]
+            own.lines[name] = own.relate(name, layer.slopes(box, "adaptive"), box)
+            if not is_sought(own, name) or layer.vertices(box) is None:
+                return None
+    return own
+
+
+class PairAscent(PairWalk):
+    """Rows of some elements of a node, each for one example, with slopes of their own for either end.
+
+    Args:
+        run: as ``climbing_run`` returns it.
+        target: the node whose rows these are.
+        wanted: which elements of which examples, ``[batch, features]`` bool.
+        steps: how many to take.
+    """
+
+    two_sided = False
+    held = 2
+
+    def __init__(self, run: Run, target: str, wanted: Bool[Tensor, "batch features"], steps: int) -> None:
+        super().__init__(run, target, wanted, windows=run.layout != "whole")
+        self.steps, self.trials = steps, {}
+
+    def worth(self, rows: int) -> int:
+        """Return how many rows of an example cost what so many whole ones do."""
+        whole, window = sum(self.run.features(each) for each in self.behind_relaxed), self.visits()
+        return rows if window is None else max(rows, rows * whole // max(window, 1))
+
+    def _walk(self, chunk: Chunk, frontier: Frontier) -> tuple[Tensor, Tensor]:
+        self._visited = 0
+        turned = {name: [replace(each, nu=-each.nu) for each in rows] for name, rows in frontier.items()}
+        return self._climbed(chunk, frontier), -self._climbed(chunk, turned)
+
+    def _climbed(self, chunk: Chunk, frontier: Frontier) -> Float[Tensor, " pairs"]:
+        """Climb, and return what the best slopes prove."""
+        self.trials = {}
+        if not len(chunk.examples):
+            return self._ends(chunk, frontier)[0]
+        with torch.no_grad():
+            constant = {name: [replace(each, nu=each.nu.detach()) for each in rows] for name, rows in frontier.items()}
+            first = self._ends(chunk, constant)[0]
+            trials = list(self.trials.values())
+            best = search(trials, Ascent(self.steps), lambda: self._ends(chunk, constant)[0]) if trials else first
+        if not torch.is_grad_enabled():
+            return best
+        self.trials = {name: WindowTrial(self, name, trial.rows, chunk, trial.best) for name, trial in self.trials.items()}
+        return self._ends(chunk, frontier)[0]
+
+    def _penalty(self, name: str, rows: Rows, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        nu = self._owned(rows, chunk).nu.flatten(1)
+        if name not in self.trials:
+            self.trials[name] = WindowTrial(self, name, rows, chunk)
+        lower, upper = self.trials[name].sides_now()
+        penalty = (nu.clamp(min=0) * lower).sum(1) + (nu.clamp(max=0) * upper).sum(1)
+        return penalty, torch.zeros_like(penalty)
+
+    def _through_lines(self, name: str, rows: Rows, chunk: Chunk) -> tuple[Rows, ...]:
+        own, (lower, upper) = self._owned(rows, chunk), self.trials[name].now
+        slope = torch.where(own.nu > 0, lower.reshape(own.nu.shape), upper.reshape(own.nu.shape))
+        result = replace(own, nu=own.nu * slope, clean=True)
+        self._note(result)
+        return (result,)
+
+
+class WindowTrial(Sought):
+    """The slopes of one relaxed node that the rows of a chunk see.
+
+    Args:
+        walk: says where the node's elements are in rows.
+        name: of the node.
+        rows: that have arrived there.
+        chunk: the pairs.
+        slopes: those that have been found; their lines then carry derivatives. By default they are to be sought.
+    """
+
+    def __init__(self, walk: PairAscent, name: str, rows: Rows, chunk: Chunk, slopes: list[Tensor] | None = None) -> None:
+        self.walk, self.name, self.rows, self.chunk = walk, name, replace(rows, nu=rows.nu[:0].detach()), chunk
+        self.example = torch.arange(len(chunk.examples), device=rows.nu.device)[:, None]
+        self.attached = slopes is not None
+        self._prepare(walk.run, name)
+        if slopes is not None:
+            self.now, self.sides = slopes, (True, True)
+
+    def _of(self, value: Tensor) -> Tensor:
+        """Lay the node's elements out as rows see them, zero beyond its ends: ``[pairs, elements]``."""
+        value = value if self.attached else value.detach()
+        table, index = self.walk._table(self.name, value, self.rows.nu.shape[1:], self.rows.place, self.chunk)
+        return table[index]
