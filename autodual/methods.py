@@ -143,7 +143,7 @@ class Optimized(Proof):
     Attributes:
         steps: uphill steps for each row; with 0 the bound is the best of both methods' slopes, on the boxes of both.
         hidden_steps: steps for both ends of undecided inputs of nonlinear operators, where an example has few of them at a
-            node; 0 leaves the boxes as both methods find them.
+            node, or they depend on few elements; 0 leaves the boxes as both methods find them.
 
     Example:
         >>> import autodual, torch

@@ -22,7 +22,10 @@ STARTS = (Adaptive(), Dual())
 """Methods whose boxes are met and whose slopes the ascent starts from: neither is better everywhere."""
 
 MOST_ROWS = 32
-"""Undecided elements that a hidden node of one example may have for them to climb: many would cost more than all else."""
+"""Undecided elements that a hidden node of one example may have for them to climb: many would cost more than all else.
+
+Where they climb in windows, as many may as cost what so many whole rows do.
+"""
 
 
 class Combined:
