@@ -179,7 +179,7 @@ def _has_few_inputs(arguments: SimpleNamespace) -> bool:
 
 
 def _scatter(nu: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
-    """Transpose as a matrix product and a scatter: up to four times as fast as ``conv_transpose2d`` for few input channels."""
+    """Transpose as a matrix product and a scatter: faster than ``conv_transpose2d`` for few input channels."""
     columns = weight.flatten(1).t().expand(len(nu), -1, -1) @ nu.flatten(-2)  # expanded: else matmul transposes all of nu
     return F.fold(columns, *geometry)
 
