@@ -63,7 +63,8 @@ def test_every_mutant_is_caught_or_equivalent(rule: type[DualLayer]) -> None:
 
 
 def test_every_module_has_a_representative() -> None:
-    modules = {rule.__name__: rule.__module__.rpartition(".")[2] for rule in registered_rules()}
+    ours = [rule for rule in registered_rules() if rule.__module__.startswith("dual_layers.")]  # other tests add their own
+    modules = {rule.__name__: rule.__module__.removeprefix("dual_layers.") for rule in ours}
     assert modules.keys() >= REPRESENTATIVES
     assert set(modules.values()) == {modules[name] for name in REPRESENTATIVES}.union(CURVED, SLIPPING)
 
