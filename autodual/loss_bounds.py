@@ -62,12 +62,48 @@ class LossBounds:
         rows, others = rows.gather(1, chosen[..., None].expand(-1, -1, classes)), others.gather(1, chosen)
         return known.scatter(1, others, self._bound(options, rows))
 
+    def cross_entropy(self, method: str | Method = "dual") -> Float[Tensor, " batch"]:
+        """Bound the worst cross-entropy from above by one row of the output for each example: loss fusion.
+
+        Interval bounds of ``d_j = f_j - f_y`` give each ``exp(d_j)`` a chord ``a_j + b_j d_j`` above it, so that
+
+            log(1 + sum_j exp(d_j))  <=  log(1 + sum_j a_j - J(sum_j b_j (e_y - e_j)))
+
+        where J is the method's lower bound of that one row. A walk costs as much as it has rows: this one is the cheapest,
+        and closer to the truth than the cross-entropy of the margins' bounds where intervals of the margins are short.
+        Infinite where nothing is known. Source: Xu et al., automatic perturbation analysis (2020), section 3.3.
+
+        Args:
+            method: how to bound the row.
+        """
+        options = at_once(resolve(method))
+        if self.problem.batch == 0:
+            return self.problem.empty(self.problem.outputs).sum(1)
+        rows, _ = rival_rows(self.y, self.problem.outputs, self.problem.like)
+        most, least = (-self._bound(IBP(), torch.cat([rows, -rows], 1))).chunk(2, 1)
+        least = -least  # ends of d
+        with torch.no_grad():
+            top = most.amax(1, keepdim=True).clamp(min=0)  # what exponentials are scaled down by
+        width = (most - least).clamp(min=torch.finfo(most.dtype).eps)
+        chord = (most - top).exp() * (-torch.expm1(-width) / width)
+        start = (least - top).exp()
+        fused = self._bound(options, (chord[..., None] * rows).sum(1, keepdim=True))[:, 0]
+        total = (-top[:, 0]).exp() + (start - chord * least).sum(1) - fused
+        losses = top[:, 0] + total.log()
+        return torch.where(losses.isfinite(), losses, torch.inf)
+
     def _bound(self, options: Method, rows: Float[Tensor, "batch rows classes"]) -> Float[Tensor, "batch rows"]:
-        run = self.run if isinstance(options, IBP) else self.run.fork(boxes=True)
-        lower, _, _ = bound_rows(run, options, rows, lower_only=True)
+        lower, _, _ = bound_rows(self._fresh(options), options, rows, lower_only=True)
         if not lower.isfinite().all():  # with all the care that is taken for a claim, or an error that says what is wrong
             lower, _, _ = bound_rows(self.problem.run(self.budget), options, rows, lower_only=True)
         return lower
+
+    def _fresh(self, options: Method) -> Run:
+        if isinstance(options, IBP):
+            return self.run
+        if isinstance(options, (Dual, Adaptive)) and options.intermediate == "interval":
+            return self.run.centered()
+        return self.run.fork(boxes=True)
 
     def hidden(self) -> list[Interval]:
         """Return the interval bounds of the inputs of element-wise nonlinear operators, in topological order."""
@@ -82,9 +118,9 @@ class LossBounds:
         units of the region's reach in the plane's direction: 0 at the centre (or where the bound is not positive there), 1
         where the plane touches the region. Source: Liu, Salzmann, Süsstrunk, polyhedral envelope regularization (2021).
         """
-        run, output = self.run.fork(boxes=True), self.run.program.graph.output
         if not isinstance(method, (Dual, Adaptive)):
             raise SpecificationError(f"an envelope needs lines through the network: Dual(...) or Adaptive(...), got {method!r}")
+        run, output = self._fresh(method), self.run.program.graph.output
         relax(run, method, output)
         rows, _ = rival_rows(self.y, self.problem.outputs, self.problem.like)
         arrived: dict[str, Tensor] = {}

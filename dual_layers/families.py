@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import Any, ClassVar
 
@@ -334,7 +335,8 @@ class PiecewiseLinear(Relaxed):
         the middle, which is highest there.
         """
         box = bounds[0]
-        points, derivatives = self._points_and_derivatives(box) if self.facts.convex else (self.points(box), None)
+        found = self._points_and_derivatives(box) if self.facts.convex else (self.points(box), None)
+        points, derivatives = found
         ends = _chord(points[0], points[1]) if self.facts.convex else None
         if ends is not None and derivatives is not None:
             with torch.no_grad():
@@ -343,7 +345,7 @@ class PiecewiseLinear(Relaxed):
             ends = _attached(ends, (box.lower, -rates[0]), (box.upper, rates[1]))
         if choice == "parallel" and ends is not None:
             both = (ends,)
-            return Slopes(both, both)
+            return _SlopesWithPoints(both, both, box, found)
         fixed = [(z.detach(), value.detach()) for z, value in points]
         middle = box.center.detach()
         reach = torch.maximum(box.lower.abs(), box.upper.abs()).detach() if self.jumps() else None
@@ -351,7 +353,7 @@ class PiecewiseLinear(Relaxed):
             both = (_best_chord(points, lambda slope: _upper(fixed, slope) - _lower(fixed, slope), reach),)
             return Slopes(both, both)
         if ends is not None:
-            return Slopes((_piece(points, middle),), (ends,))
+            return _SlopesWithPoints((_piece(points, middle),), (ends,), box, found)
         lower = _best_chord(points, lambda slope: -(_lower(fixed, slope) + _times(slope, middle)), reach)
         upper = _best_chord(points, lambda slope: _upper(fixed, slope) + _times(slope, middle), reach)
         return Slopes((lower,), (upper,))
@@ -374,7 +376,10 @@ class PiecewiseLinear(Relaxed):
     def conjugate(self, slopes: Slopes, bounds: tuple[Interval, ...]) -> Offsets:
         """Minimise and maximise ``f(z) - slope * z`` over the points; what overflowed is only known to be large."""
         box, largest = bounds[0], torch.finfo(bounds[0].lower.dtype).max
-        points, derivatives = self._points_and_derivatives(box)
+        found = slopes.found if isinstance(slopes, _SlopesWithPoints) and slopes.box is box else None
+        if found is None or (found[1] is None and torch.is_grad_enabled()):  # none at all, or made without derivatives
+            found = self._points_and_derivatives(box)
+        points, derivatives = found
         ends = points[:2] if self.facts.convex else points  # where a convex function is largest
         if derivatives is None:
             lower, upper = _lower(points, slopes.lower[0]), _upper(ends, slopes.upper[0])
@@ -397,6 +402,14 @@ class PiecewiseLinear(Relaxed):
         ]
         with torch.no_grad():
             return self.points(Interval(*(end.detach() for end in ends))), derivatives
+
+
+@dataclass(frozen=True)
+class _SlopesWithPoints(Slopes):
+    """Slopes over a box, with the points that gave them: their conjugate over the same box need not find them again."""
+
+    box: Interval
+    found: tuple[Points, list[Tensor] | None]
 
 
 def known(box: Interval) -> Interval:

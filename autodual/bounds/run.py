@@ -60,6 +60,35 @@ class Lines:
         return 0.5 * (self.upper - self.lower)
 
 
+class Middles(Mapping[str, Any]):
+    """A reference trajectory through the middles of boxes; elsewhere, as at inputs and constants, the model's own.
+
+    Args:
+        values: the model's own.
+        boxes: of perturbed nodes.
+    """
+
+    def __init__(self, values: Mapping[str, Any], boxes: Mapping[str, Interval]) -> None:
+        self._values, self._boxes, self._known = values, boxes, {}
+
+    def __getitem__(self, name: str) -> Any:
+        """Return a node's value."""
+        if name not in self._boxes:
+            return self._values[name]
+        if name not in self._known:
+            box = self._boxes[name]
+            self._known[name] = 0.5 * (box.lower + box.upper)
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Name all nodes."""
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        """Count all nodes."""
+        return len(self._values)
+
+
 @dataclass
 class Run:
     """One computation of bounds on one batch.
@@ -166,6 +195,20 @@ class Run:
         fork = copy(self)
         fork.boxes, fork.hulls = (dict(self.boxes), dict(self.hulls)) if boxes else ({}, {})
         fork.lines, fork.how = {}, {}
+        return fork
+
+    def centered(self) -> Run:
+        """Return a fork, for a loss over interval boxes, whose reference trajectory are the boxes' middles: it costs nothing.
+
+        Lines and rows may be seen from any points that affine operators map to each other. Middles of interval boxes are
+        such, if the region's own is its centre, but for batch statistics, which are those of the model's own values, and for
+        boxes that were intersected.
+        """
+        self.hull(self.program.graph.output)
+        fork = self.fork(boxes=True)
+        symmetric = all(region.symmetric for region in self.regions.values())
+        if symmetric and not self.program.has_batch_statistics and not self.program.enclosures:
+            fork.values = Middles(self.values, {**fork.hulls, **fork.boxes})
         return fork
 
     def _taken(self, name: str, box: Interval, index: Tensor) -> Interval:
@@ -426,7 +469,9 @@ class Run:
         reached = layer.push(slopes.lower, self.parents(name)) - value
         lower = offsets.lower + reached
         upper = offsets.upper + (reached if slopes.parallel else layer.push(slopes.upper, self.parents(name)) - value)
-        lines = Lines(slopes, lower.clamp(max=0), upper.clamp(min=0))
+        slopes = Slopes(slopes.lower, slopes.upper)  # without what a rule may have added for its conjugate
+        # Rounding apart, lines lie about a reference point on the graph; a loss' need not, and does with less.
+        lines = Lines(slopes, lower.clamp(max=0), upper.clamp(min=0)) if self.claim else Lines(slopes, lower, upper)
         return self._levelled(name, lines, sloping) if name in self.program.enclosures and not self.strict else lines
 
     def _levelled(self, name: str, lines: Lines, sloping: Tensor | None) -> Lines:

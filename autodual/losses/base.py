@@ -17,7 +17,7 @@ from autodual.losses.regularizers import interval_regularizer
 from autodual.network import BoundModule
 from autodual.regions import Region
 
-Objective = Literal["cross-entropy", "hinge"]
+Objective = Literal["cross-entropy", "hinge", "fused"]
 
 
 class Loss(nn.Module):

@@ -28,7 +28,8 @@ class RobustLoss(Loss):
         network: what ``certify`` returned.
         method: how to bound.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        objective: ``"cross-entropy"`` or ``"hinge"``, of the margins.
+        objective: ``"cross-entropy"`` or ``"hinge"``, of the margins; or ``"fused"``, the worst cross-entropy bounded as one
+            function of the outputs, ``LossBounds.cross_entropy``: one row in place of one for each rival class.
         rivals: bound so many margins of each example by the method, those that intervals leave lowest, and the others by
             intervals; by default all. A walk costs as much as it has rows, and few rivals weigh in a loss.
         numbers: ``kappa``, share of the clean loss; ``regularize``, weight of the regulariser.
@@ -59,16 +60,26 @@ class RobustLoss(Loss):
     ) -> None:
         super().__init__(network, reduction=reduction, **numbers)
         self.method, self.objective, self.rivals = method, _checked(objective), rivals
+        if objective == "fused" and rivals is not None:
+            raise SpecificationError(
+                f'rivals are margins; objective="fused" bounds none, so rivals must be None, got {rivals!r}'
+            )
 
     def each(self, x: Any, y: Tensor, region: Region, *, kappa: float, regularize: float, **others: float) -> Tensor:
         """Return every example's loss."""
         bounds = self.network.loss_bounds(x, y, region)
         robust = None
         if check_share("kappa", kappa) < 1:
-            robust = of_margins(self.margins(bounds, **others), bounds.y, self.objective)
+            robust = self.robust(bounds, **others)
         clean = F.cross_entropy(self.network(x), bounds.y, reduction="none") if kappa else None
         losses = mixed(kappa, robust, clean)
         return regularized(losses, regularize, bounds, region, x)
+
+    def robust(self, bounds: LossBounds) -> Tensor:
+        """Return every example's loss without its clean share, ``(batch,)``."""
+        if self.objective == "fused":
+            return bounds.cross_entropy(self.method)
+        return of_margins(self.margins(bounds), bounds.y, self.objective)
 
     def margins(self, bounds: LossBounds) -> Tensor:
         """Bound the margins that the loss is made of, ``(batch, classes)``."""
@@ -104,6 +115,7 @@ class CROWNIBPLoss(RobustLoss):
 
         margins = (1 - beta) * interval + beta * walked,    loss as in ``RobustLoss``
 
+    With ``objective="fused"`` the two losses are mixed, not their margins, and the walk has one row for each example.
     Annealing beta from 1 to 0 trains by the tighter bound first and by the cheaper one later.
 
     Args:
@@ -130,11 +142,14 @@ class CROWNIBPLoss(RobustLoss):
     ) -> None:
         super().__init__(network, method, reduction, objective, rivals=rivals, **numbers)
 
-    def margins(self, bounds: LossBounds, beta: float) -> Tensor:
+    def robust(self, bounds: LossBounds, beta: float) -> Tensor:
         """Mix interval bounds and the walk's."""
-        walked = super().margins(bounds) if beta else None
         interval = bounds.margins("interval") if check_share("beta", beta) < 1 else None
-        return mixed(beta, interval, walked)
+        if self.objective == "fused":
+            walked = bounds.cross_entropy(self.method) if beta else None
+            return mixed(beta, None if interval is None else of_margins(interval, bounds.y), walked)
+        walked = self.margins(bounds) if beta else None
+        return of_margins(mixed(beta, interval, walked), bounds.y, self.objective)
 
 
 class EnvelopeLoss(Loss):
@@ -172,6 +187,6 @@ class EnvelopeLoss(Loss):
 
 
 def _checked(objective: Objective) -> Objective:
-    if objective not in ("cross-entropy", "hinge"):
-        raise SpecificationError(f'objective must be "cross-entropy" or "hinge", got {objective!r}')
+    if objective not in ("cross-entropy", "hinge", "fused"):
+        raise SpecificationError(f'objective must be "cross-entropy", "hinge" or "fused", got {objective!r}')
     return objective

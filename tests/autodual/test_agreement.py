@@ -13,6 +13,7 @@ from tests.reference.networks import NETWORKS, Mlp, random_network
 EFFORT = Effort(points=400, steps=4, rounds=3)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("label", cases())
 def test_walks_program_and_points_agree(kind, label):

@@ -192,6 +192,7 @@ LONG = (
 )  # the zoo has such too
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in NETWORKS])
 def test_no_point_leaves_its_bounds(name: str) -> None:
     model, x = built(name)
@@ -211,6 +212,7 @@ def test_no_point_leaves_its_bounds(name: str) -> None:
     assert net.verify(x, [0, 1], autodual.LInf(1e-4)).margins.isfinite().all()
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", ["fused, causal", "vision transformer", "minus infinity filled"])
 def test_the_forward_walk_agrees(name: str) -> None:
     model, x = built(name)

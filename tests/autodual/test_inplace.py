@@ -214,6 +214,7 @@ def test_rewritten(body):
             assert operators.out_of_place(node.operator, node.args, dict(node.kwargs)) is None, node
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("body", REWRITTEN, ids=lambda body: body.__name__)
 def test_exported_too(body):
     torch.manual_seed(0)

@@ -51,6 +51,7 @@ class Curved(nn.Module):
         return self.head(F.max_pool1d(F.layer_norm(z, (8,))[:, None], 2)[:, 0])
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize(
     "region",
@@ -337,6 +338,59 @@ def test_a_loss_of_the_worst_rivals_trains_the_same_parameters() -> None:
     assert min(interval, full) < value < max(interval, full)
     value.backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in net.model.parameters())
+
+
+@pytest.mark.thinned(3)
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("region", [autodual.LInf(0.15, domain=(0.0, 1.0)), autodual.L2(0.4, domain=(0.0, 1.0))], ids=str)
+@pytest.mark.parametrize("method", ["interval", "dual", *CROWN_IBP], ids=str)
+def test_the_fused_loss_bounds_the_worst_cross_entropy(
+    kind: str, region: autodual.Region, method: autodual.methods.Method
+) -> None:
+    net, x, y = problem(kind)
+    fused = RobustLoss(net, method, reduction="none", objective="fused")(x, y, region)
+    with torch.no_grad():
+        tried = [attacks.pgd(net.model, x, y, region), *(region.sample(x) for _ in range(200))]
+        worst = torch.stack([F.cross_entropy(net(point), y, reduction="none") for point in tried]).amax(0)
+    assert (fused >= worst - 1e-9).all()
+    torch.testing.assert_close(
+        RobustLoss(net, method, objective="fused")(x, y, autodual.LInf(1e-9)), F.cross_entropy(net(x), y), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_the_fused_loss_of_a_linear_model_is_close_to_its_worst() -> None:
+    """Chords over short intervals are nearly tangents; margins bounded one by one are attained at different points."""
+    torch.manual_seed(0)
+    model = nn.Linear(5, 4).double()
+    net, x, y, region = autodual.certify(model), torch.rand(6, 5).double(), torch.arange(6) % 4, autodual.LInf(0.3)
+    corners = x[:, None] + 0.3 * torch.cartesian_prod(*[torch.tensor([-1.0, 1.0]).double()] * 5)
+    scores = model(corners)
+    worst = F.cross_entropy(scores.flatten(0, 1), y.repeat_interleave(32), reduction="none").view(6, 32).amax(1)  # convex
+    fused = RobustLoss(net, reduction="none", objective="fused")(x, y, region)
+    one_by_one = RobustLoss(net, reduction="none")(x, y, region)
+    assert (worst <= fused).all()
+    assert (fused < one_by_one).all()
+    assert (fused - worst).mean() < 0.5 * (one_by_one - worst).mean()
+
+
+def test_the_fused_loss_keeps_large_scores_finite_and_has_derivatives() -> None:
+    net, x, y = problem("convolutional", seed=1)
+    parameter = net.model.second.weight
+    loss = CROWNIBPLoss(net, CROWN_IBP[0], objective="fused", beta=0.6)
+    (gradient,) = torch.autograd.grad(loss(x, y, autodual.LInf(0.05)), parameter)
+    direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    ends = []
+    with torch.no_grad():
+        for step in (1e-6, -2e-6):
+            parameter.add_(step * direction)
+            ends.append(loss(x, y, autodual.LInf(0.05)))
+        parameter.mul_(3e4)
+    torch.testing.assert_close((gradient * direction).sum(), (ends[0] - ends[1]) / 2e-6, rtol=1e-5, atol=1e-7)
+    value = CROWNIBPLoss(net, CROWN_IBP[0], objective="fused")(x, y, autodual.LInf(2.0))
+    assert 1e4 < value < torch.inf
+    assert torch.autograd.grad(value, parameter)[0].isfinite().all()
+    with pytest.raises(SpecificationError, match="rivals must be None, got 3"):
+        RobustLoss(net, objective="fused", rivals=3)
 
 
 @pytest.mark.parametrize("two_slopes", [False, True])

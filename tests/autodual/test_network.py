@@ -83,6 +83,7 @@ def inputs(shape, batch=3, seed=1):
     return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("region", [LInf(0.1), L2(0.3), L1(0.5), LInf(0.3, domain=(-1.0, 1.0))], ids=repr)
 @pytest.mark.parametrize("method", METHODS, ids=str)
 @pytest.mark.parametrize("name", CASES)
@@ -137,6 +138,7 @@ def test_chunks_change_nothing(name):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("method", ["interval", "dual", "adaptive", Dual(strict=True, walk="forward")], ids=str)
 @pytest.mark.parametrize("region", [LInf(0.1), L2(0.2), L1(0.3), L2(0.4, domain=(-0.9, 0.9))], ids=repr)
 @pytest.mark.parametrize("name", CASES)

@@ -126,6 +126,7 @@ def to(region, dtype):
     return region.with_eps(region.eps.to(dtype)) if isinstance(region.eps, torch.Tensor) else region
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     ("name", "region"),
     [
@@ -183,6 +184,7 @@ def test_intermediate_steps_tighten_the_boxes():
     assert widths[1] < widths[0]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(
     ("kind", "region"),
     [*((kind, autodual.LInf(0.2, domain=(0.0, 1.0))) for kind in NETWORKS), ("convolutional", autodual.L2(0.5))],

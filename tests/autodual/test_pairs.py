@@ -135,6 +135,7 @@ def ends_and_gradients(net: autodual.BoundModule, x: Tensor, region: autodual.LI
     return [ends.detach(), torch.cat([part.flatten() for part in gradients if part is not None])]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(("strict", "kind"), [(False, autodual.Dual), (True, autodual.Adaptive)])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_layout_gives_the_dense_numbers(name: str, strict: bool, kind: type) -> None:

@@ -348,6 +348,7 @@ def test_every_estimate_is_counted(kind, label, options, count):
     assert report.sampling.estimates == count
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("label", [*REGIONS, *ENCLOSED])
 @torch.no_grad()
 def test_what_is_counted_is_what_is_read(monkeypatch, label):
@@ -400,6 +401,7 @@ ZOO_CUT = [
 ]  # fmt: skip
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in ZOO_CUT else pytest.mark.slow) for name in ZOO])
 def test_models_of_every_kind(name):

@@ -117,6 +117,7 @@ LONG = {
 }  # fmt: skip
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in NETWORKS])
 def test_no_point_leaves_its_bounds(name: str) -> None:
     model, x = built(name)
@@ -161,6 +162,7 @@ class Started(nn.Module):
         return self.head(h[-1] + c[-1])
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("moving", [("x", "h", "c"), ("x",), pytest.param(("c",), marks=pytest.mark.slow)])
 def test_a_state_that_is_given(moving: tuple[str, ...]) -> None:
     rng = torch.Generator().manual_seed(0)

@@ -69,6 +69,7 @@ def reached(model: nn.Module, x: Tensor, region: autodual.Region) -> tuple[Tenso
     return lowest, highest
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("eps", [1e-3, 0.05, 0.5])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_point_leaves_its_bounds(name: str, eps: float) -> None:

@@ -124,6 +124,7 @@ def built(name: str, positive: bool) -> tuple[nn.Module, Tensor]:
         return Around((POSITIVE if positive else SPELLINGS)[name], positive).eval(), torch.randn(3, 2).double()
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(("name", "positive"), EVERY)
 def test_every_spelling_is_bounded(name: str, positive: bool) -> None:
     model, x = built(name, positive)

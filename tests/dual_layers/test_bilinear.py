@@ -218,6 +218,7 @@ def test_infinite_elements_of_a_matrix_product_reach_the_outputs_they_meet() -> 
             assert not end.isnan().any()
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     ("call", "shapes"),
     [
@@ -377,6 +378,7 @@ def test_the_forward_walk_agrees(name: str) -> None:
     torch.testing.assert_close(forward.upper, backward.upper, atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_bounds_are_differentiable_in_the_parameters(name: str, method: str) -> None:

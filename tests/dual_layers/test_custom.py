@@ -120,6 +120,7 @@ def assert_sound(layer: Elementwise, boxes: Interval, count: int = 2001) -> None
             assert ((room >= -allowance) | ~values.isfinite() | line.isinf()).all()
 
 
+@pytest.mark.thinned(2)
 @EVERY
 @BOTH
 def test_every_line_is_sound(name: str, dtype: torch.dtype) -> None:

@@ -191,6 +191,7 @@ def reached(model: nn.Module, x: Tensor, eps: float, points: int = 2_000) -> tup
     return values.amin(0), values.amax(0)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("eps", [1e-3, 0.05, 0.5])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_point_leaves_its_bounds(name: str, eps: float) -> None:

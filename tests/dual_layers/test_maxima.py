@@ -297,6 +297,7 @@ def sampled(model: nn.Module, x: Tensor, eps: float, count: int = 3000) -> Tenso
 EXPORTED = ["max, item 0", "maximum", "clamp", "MaxPool2d, overlapping", "AdaptiveMaxPool2d"]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(("name", "example"), [*((name, False) for name in MODELS), *((name, True) for name in EXPORTED)])
 def test_bounds_of_networks_hold_and_are_useful(name: str, example: bool) -> None:
     model, x = After(*MODELS[name]).double(), uniform(3, 4, seed=5)

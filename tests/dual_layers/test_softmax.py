@@ -60,6 +60,7 @@ def slopes_to_try(box: Interval, seed: int) -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("radius", [1e-3, 0.1, 1.0, 10.0])
 @pytest.mark.parametrize("terms", [1, 2, 3, 6])
 def test_offsets_of_logsumexp_are_the_best_ones(terms: int, radius: float) -> None:

@@ -201,6 +201,7 @@ def built(name: str) -> tuple[nn.Module, Tensor]:
         return Statistics(FUNCTIONS[name]).double(), torch.randn(3, 4, dtype=torch.float64)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("eps", [1e-3, 0.05, 0.5])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_no_point_leaves_its_bounds(name: str, eps: float) -> None:
@@ -231,6 +232,7 @@ def test_the_forward_walk_agrees(name: str) -> None:
     torch.testing.assert_close(forward.upper, backward.upper, atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_bounds_are_differentiable_in_the_parameters(name: str, method: str) -> None:
