@@ -175,9 +175,8 @@ def _beyond(values: Tensor, lower: Tensor, upper: Tensor) -> int:
 
 def _beyond_lines(z: Tensor, values: Tensor, slopes: Slopes, offsets: Offsets) -> int:
     lines = [slope * z + offset for slope, offset in ((slopes.lower[0], offsets.lower), (slopes.upper[0], offsets.upper))]
-    allowance = (
-        4 * torch.finfo(values.dtype).eps * (values.abs() + sum((slope[0] * z).abs() for slope in vars(slopes).values()))
-    )
+    reach = sum((slope[0] * z).abs() for slope in (slopes.lower, slopes.upper))
+    allowance = 4 * torch.finfo(values.dtype).eps * (values.abs() + reach)
     return int((~((values >= lines[0] - allowance) & (values <= lines[1] + allowance))).sum())
 
 
