@@ -414,7 +414,7 @@ def test_models_of_every_kind(name):
 
 
 @pytest.mark.parametrize(
-    ("estimator", "heavy"), [*(pytest.param(name, 0, marks=pytest.mark.slow) for name in ("geometric", "order")), ("order", 4)]
+    ("estimator", "heavy"), [("geometric", 0), *(pytest.param("order", count, marks=pytest.mark.slow) for count in (0, 4))]
 )
 @torch.no_grad()
 def test_radii_fail_no_more_often_than_stated(estimator, heavy):
