@@ -4,9 +4,10 @@
     python benchmarks/training.py losses --data DIR [--minutes 5] [--eps 0.1 0.3] [--only interval sabr]
     python benchmarks/training.py projections --data DIR [--epochs 5] [--images 10000]
 
-``cost`` times a training step of the thesis' small architecture beside a plain one in the same run, and a peer's where it can
-be imported (auto_LiRPA). ``losses`` trains that architecture on MNIST by each loss for equally long, certifies the whole test
-set, and draws clean against certified error; what is in the output folder's ``losses.csv`` is not done again.
+``cost`` times a training step of the thesis' small architecture beside a plain one in the same run, and steps of peers that
+can be imported (auto_LiRPA, convex_adversarial). ``losses`` trains that architecture on MNIST by each loss for equally long,
+certifies the whole test set, and draws clean against certified error; rows in the output folder's ``losses.csv`` are not done
+again.
 ``projections`` trains by the thesis' own loss, exactly and on random projections.
 Everything is seeded; times mean something on an idle machine only.
 """
@@ -93,7 +94,7 @@ def cost(arguments: argparse.Namespace) -> None:
         return F.cross_entropy(model(x), y)
 
     rows = []
-    losses = {name: _call(make(net), x, y, region) for name, make in STEPS.items()} | _peer(model, x, y)
+    losses = {name: _call(make(net), x, y, region) for name, make in STEPS.items()} | _peers(model, x, y)
     for name, loss in losses.items():
         if arguments.only and name not in arguments.only:
             continue
@@ -119,8 +120,30 @@ def _ratio(
     return pick([each[clock] for each in own]) / pick([each[clock] for each in reference])
 
 
-def _peer(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """Return auto_LiRPA's losses over the same parameters, where it is installed."""
+def _peers(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """Return the losses of peers that are installed, over the same parameters."""
+    return _auto_lirpa(model, x, y) | _convex_adversarial(model, x, y)
+
+
+def _convex_adversarial(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[], Tensor]]:
+    try:
+        from convex_adversarial import robust_loss
+    except ImportError:
+        return {}
+
+    class Flatten(nn.Module):  # the peer has rules for classes of this name that have no other arguments
+        def forward(self, z: Tensor) -> Tensor:
+            return z.flatten(1)
+
+    layers = nn.Sequential(*(Flatten() if isinstance(layer, nn.Flatten) else layer for layer in model))
+    projected = {f"convex_adversarial, {r} projections": {"proj": r, "norm_type": "l1_median"} for r in (10, 50)}
+    return {
+        name: lambda options=options: robust_loss(layers, 0.1, x, y, **options)[0]
+        for name, options in {**projected, "convex_adversarial exact": {}}.items()
+    }
+
+
+def _auto_lirpa(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[], Tensor]]:
     try:
         from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
     except ImportError:
