@@ -39,10 +39,15 @@ def require(module: str, extra: str) -> types.ModuleType:
         raise CommandError(f"this needs {package}, which is not installed: pip install 'autodual[{extra}]'") from error
 
 
-def progress_bar() -> Any:
-    """Return a progress bar on stderr, to be used as a context; silent where stderr is no terminal."""
-    console = require("rich.console", "cli").Console(stderr=True)
-    return require("rich.progress", "cli").Progress(console=console, transient=True, disable=not console.is_terminal)
+def progress_bar(*, time_left: bool = True) -> Any:
+    """Return a progress bar on stderr, to be used as a context; silent where stderr is no terminal.
+
+    Args:
+        time_left: show a guess of the time left; False where the description says it.
+    """
+    console, kind = require("rich.console", "cli").Console(stderr=True), require("rich.progress", "cli").Progress
+    columns = kind.get_default_columns()  # description, bar, share, time left
+    return kind(*(columns if time_left else columns[:-1]), console=console, transient=True, disable=not console.is_terminal)
 
 
 def radius(text: str) -> float:

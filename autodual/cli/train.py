@@ -175,7 +175,7 @@ def _reported(prints: bool) -> Iterator[Callable[[Progress], None]]:
         return
     logger = logging.getLogger("autodual.training")
     level = logger.level
-    with progress_bar() as bar:
+    with progress_bar(time_left=False) as bar:
         task = bar.add_task("compile", total=None)
         handler = logging.StreamHandler(sys.stderr)  # that of the bar, which keeps itself below the lines
         handler.setFormatter(logging.Formatter("%(message)s"))
