@@ -70,7 +70,8 @@ class LossBounds:
             log(1 + sum_j exp(d_j))  <=  log(1 + sum_j a_j - J(sum_j b_j (e_y - e_j)))
 
         where J is the method's lower bound of that one row. A walk costs as much as it has rows: this one is the cheapest,
-        and closer to the truth than the cross-entropy of the margins' bounds where intervals of the margins are short.
+        and closer to the truth than the cross-entropy of the margins' bounds where intervals of the margins are short. It is
+        never above the cross-entropy of interval bounds.
         Infinite where nothing is known. Source: Xu et al., automatic perturbation analysis (2020), section 3.3.
 
         Args:
@@ -88,8 +89,8 @@ class LossBounds:
         chord = (most - top).exp() * (-torch.expm1(-width) / width)
         start = (least - top).exp()
         fused = self._bound(options, (chord[..., None] * rows).sum(1, keepdim=True))[:, 0]
-        total = (-top[:, 0]).exp() + (start - chord * least).sum(1) - fused
-        losses = top[:, 0] + total.log()
+        above = torch.minimum(-(chord * least).sum(1) - fused, (chord * (most - least)).sum(1)).clamp(min=0)
+        losses = top[:, 0] + ((-top[:, 0]).exp() + start.sum(1) + above).log()
         return torch.where(losses.isfinite(), losses, torch.inf)
 
     def _bound(self, options: Method, rows: Float[Tensor, "batch rows classes"]) -> Float[Tensor, "batch rows"]:

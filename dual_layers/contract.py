@@ -137,6 +137,11 @@ class Slopes:
         """Whether one line's slopes serve both sides."""
         return self.lower is self.upper
 
+    @property
+    def bare(self) -> Slopes:
+        """These slopes without what a rule found on the way and only their conjugate has a use for."""
+        return self
+
 
 @dataclass(frozen=True)
 class Field:

@@ -411,6 +411,11 @@ class _SlopesWithPoints(Slopes):
     box: Interval
     found: tuple[Points, list[Tensor] | None]
 
+    @property
+    def bare(self) -> Slopes:
+        """The slopes alone."""
+        return Slopes(self.lower, self.upper)
+
 
 def known(box: Interval) -> Interval:
     """Replace an end that is NaN, which says nothing, by infinity: operators such as ``sign`` make a number of it."""

@@ -6,7 +6,8 @@ an input what its region allows. For a row ``c`` of a node,
 
     c . z  >=  c . z0  -  excess_B(-nu_1)  -  sum over relaxed nodes of a non-negative penalty
 
-which is (3.43) of the thesis with its constants gathered in ``c . z0``.
+which is (3.43) of the thesis with its constants gathered in ``c . z0``. Seen from points that are not the model's own values,
+as a loss does, penalties may have either sign.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class Deviation:
     """How far rows may deviate from their reference value: ``lower <= c . (z - z0) <= upper``, each ``[rows, batch]``.
 
     Attributes:
-        lower: non-positive.
-        upper: non-negative, or None when some lines were not parallel.
+        lower: non-positive, seen from the model's own values.
+        upper: non-negative, seen from these, or None when some lines were not parallel.
         magnitude: sum of the magnitudes of the terms on the way, the scale of float rounding, when asked for.
     """
 

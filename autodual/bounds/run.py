@@ -35,8 +35,8 @@ class Lines:
 
         f(z0) + slope_lo (z - z0) + lower  <=  f(z)  <=  f(z0) + slope_up (z - z0) + upper
 
-    so that ``lower <= 0 <= upper``. ``slopes`` is None for a constant bound, the interval method's. ``sloping``, where it is
-    given, is false for elements whose lines are level, whatever their slopes say.
+    so that ``lower <= 0 <= upper`` if ``z0`` and ``f(z0)`` are the model's own values. ``slopes`` is None for a constant bound,
+    the interval method's. ``sloping``, where given, is false for elements whose lines are level, whatever their slopes say.
     """
 
     slopes: Slopes | None
@@ -63,9 +63,11 @@ class Lines:
 class Middles(Mapping[str, Any]):
     """A reference trajectory through the middles of boxes; elsewhere, as at inputs and constants, the model's own.
 
+    A middle is off by a roundoff of its box, so boxes should not be much wider than what is bounded over them.
+
     Args:
         values: the model's own.
-        boxes: of perturbed nodes.
+        boxes: of relaxed and affine nodes.
     """
 
     def __init__(self, values: Mapping[str, Any], boxes: Mapping[str, Interval]) -> None:
@@ -76,8 +78,7 @@ class Middles(Mapping[str, Any]):
         if name not in self._boxes:
             return self._values[name]
         if name not in self._known:
-            box = self._boxes[name]
-            self._known[name] = 0.5 * (box.lower + box.upper)
+            self._known[name] = self._boxes[name].center
         return self._known[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -201,15 +202,23 @@ class Run:
         """Return a fork, for a loss over interval boxes, whose reference trajectory are the boxes' middles: it costs nothing.
 
         Lines and rows may be seen from any points that affine operators map to each other. Middles of interval boxes are
-        such, if the region's own is its centre, but for batch statistics, which are those of the model's own values, and for
-        boxes that were intersected.
+        such where the inputs' boxes have the centres in their middles, but for batch statistics, which are those of the model's
+        own values, and for boxes of composite operators, which are intersected: there the model's own values stay.
         """
-        self.hull(self.program.graph.output)
+        program = self.program
+        kept = program.has_batch_statistics or bool(program.enclosures) or program.graph.output not in program.rules
+        if kept or not all(self._has_center_in_the_middle(source) for source in program.sources):
+            return self.fork(boxes=True)
+        self.hull(program.graph.output)
         fork = self.fork(boxes=True)
-        symmetric = all(region.symmetric for region in self.regions.values())
-        if symmetric and not self.program.has_batch_statistics and not self.program.enclosures:
-            fork.values = Middles(self.values, {**fork.hulls, **fork.boxes})
+        boxes = {**fork.hulls, **fork.boxes}
+        fork.values = Middles(self.values, {name: boxes[name] for name in boxes if name in program.rules})
         return fork
+
+    def _has_center_in_the_middle(self, source: str) -> bool:
+        center, hull = self.values[source], self.hull(source)
+        rounding = 4 * torch.finfo(center.dtype).eps
+        return bool(((hull.center - center).abs() <= rounding * torch.maximum(hull.lower.abs(), hull.upper.abs())).all())
 
     def _taken(self, name: str, box: Interval, index: Tensor) -> Interval:
         layout = self.layouts[name]
@@ -469,7 +478,7 @@ class Run:
         reached = layer.push(slopes.lower, self.parents(name)) - value
         lower = offsets.lower + reached
         upper = offsets.upper + (reached if slopes.parallel else layer.push(slopes.upper, self.parents(name)) - value)
-        slopes = Slopes(slopes.lower, slopes.upper)  # without what a rule may have added for its conjugate
+        slopes = slopes.bare
         # Rounding apart, lines lie about a reference point on the graph; a loss' need not, and does with less.
         lines = Lines(slopes, lower.clamp(max=0), upper.clamp(min=0)) if self.claim else Lines(slopes, lower, upper)
         return self._levelled(name, lines, sloping) if name in self.program.enclosures and not self.strict else lines

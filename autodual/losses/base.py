@@ -107,4 +107,4 @@ def mixed(weight: float, first: Tensor | None, second: Tensor | None) -> Tensor:
     """Return ``(1 - weight) * first + weight * second``; a part without weight may be missing."""
     if first is None or second is None:
         return second if first is None else first
-    return torch.lerp(first, second, weight)
+    return (1 - weight) * first + weight * second  # infinite if a part is; torch.lerp makes NaN of that

@@ -353,6 +353,7 @@ def test_the_fused_loss_bounds_the_worst_cross_entropy(
         tried = [attacks.pgd(net.model, x, y, region), *(region.sample(x) for _ in range(200))]
         worst = torch.stack([F.cross_entropy(net(point), y, reduction="none") for point in tried]).amax(0)
     assert (fused >= worst - 1e-9).all()
+    assert (fused <= IntervalLoss(net, reduction="none")(x, y, region) + 1e-9).all()
     torch.testing.assert_close(
         RobustLoss(net, method, objective="fused")(x, y, autodual.LInf(1e-9)), F.cross_entropy(net(x), y), rtol=1e-6, atol=1e-6
     )
@@ -391,6 +392,75 @@ def test_the_fused_loss_keeps_large_scores_finite_and_has_derivatives() -> None:
     assert torch.autograd.grad(value, parameter)[0].isfinite().all()
     with pytest.raises(SpecificationError, match="rivals must be None, got 3"):
         RobustLoss(net, objective="fused", rivals=3)
+
+
+def test_large_scores_over_a_point_lose_nothing_to_cancellation() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(8, 4)
+    with torch.no_grad():
+        model.weight.mul_(1e8)
+    net, x, y = autodual.certify(model), torch.rand(50, 8), torch.randint(4, (50,))
+    loss = RobustLoss(net, objective="fused")(x, y, autodual.LInf(0.0))
+    torch.testing.assert_close(loss, F.cross_entropy(model(x), y), rtol=1e-4, atol=1.0)
+
+
+class Cut(autodual.Region):
+    """Support of a ball, hull cut at 0 and 1: sound and symmetric, yet the hull's middle is not the centre."""
+
+    symmetric = True
+
+    def __init__(self, eps: float) -> None:
+        self.eps = eps
+
+    def support(self, x: Tensor, v: Tensor) -> Tensor:
+        return (v * x).flatten(2).sum(-1) + self.excess(x, v)
+
+    def excess(self, x: Tensor, v: Tensor) -> Tensor:
+        return self.eps * v.flatten(2).norm(dim=-1)
+
+    def hull(self, x: Tensor) -> Interval:
+        return Interval((x - self.eps).clamp(0, 1), (x + self.eps).clamp(0, 1))
+
+
+def test_boxes_whose_middle_is_not_the_centre_are_no_reference() -> None:
+    net, x, y = problem("mlp")
+    x = x.round()
+    for method in CROWN_IBP:
+        found, claimed = net.loss_bounds(x, y, Cut(0.3)).margins(method), net.margins(x, y, Cut(0.3), method)
+        torch.testing.assert_close(found, claimed, rtol=1e-9, atol=1e-9)
+
+
+def test_a_constant_output_has_a_loss() -> None:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scores = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scores.expand(x.shape[0], 3)
+
+    model = Constant()
+    net, x, y = autodual.certify(model), torch.rand(2, 4), torch.tensor([0, 2])
+    expected = F.cross_entropy(model(x), y)
+    for loss in (CROWNIBPLoss(net), CROWNIBPLoss(net, objective="fused"), RobustLoss(net, objective="fused")):
+        torch.testing.assert_close(loss(x, y, autodual.LInf(0.1)), expected)
+
+
+@pytest.mark.parametrize("objective", ["cross-entropy", "fused"])
+def test_mixtures_with_an_infinite_part_are_infinite(objective: str) -> None:
+    class Reciprocal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(1 / x)
+
+    net, x, y = autodual.certify(Reciprocal()), torch.tensor([[0.5] * 3, [0.05] * 3]), torch.tensor([0, 1])
+    for weights in ({"beta": 0.5}, {"beta": 1.0, "kappa": 0.3}, {"beta": 0.7, "kappa": 0.8}):
+        losses = CROWNIBPLoss(net, reduction="none", objective=objective, **weights)(x, y, autodual.LInf(0.1))
+        assert losses[0].isfinite()
+        assert losses[1] == torch.inf
 
 
 @pytest.mark.parametrize("two_slopes", [False, True])
