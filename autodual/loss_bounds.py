@@ -70,9 +70,9 @@ class LossBounds:
             log(1 + sum_j exp(d_j))  <=  log(1 + sum_j a_j - J(sum_j b_j (e_y - e_j)))
 
         where J is the method's lower bound of that one row. A walk costs as much as it has rows: this one is the cheapest,
-        and closer to the truth than the cross-entropy of the margins' bounds where intervals of the margins are short. It is
-        never above the cross-entropy of interval bounds.
-        Infinite where nothing is known. Source: Xu et al., automatic perturbation analysis (2020), section 3.3.
+        and closer to the truth than the cross-entropy of the margins' bounds where intervals of the margins are short. Never
+        above the cross-entropy of interval bounds; infinite where nothing is known. Source: Xu et al., automatic perturbation
+        analysis (2020), section 3.3.
 
         Args:
             method: how to bound the row.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from random import Random
 
 import pytest
 import torch
@@ -15,14 +16,17 @@ install_import_hook(_CHECKED, "beartype.beartype")
 
 @pytest.hookimpl(tryfirst=True)  # before tests are left out by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test's cases that are much alike, leave every k-th in the quick suite: ``@pytest.mark.thinned(k)``."""
-    seen: Counter[str] = Counter()
+    """Of a test's cases that are much alike, leave one in k in the quick suite: ``@pytest.mark.thinned(k)``.
+
+    They are drawn, the same each time: every k-th would always meet the same value of a parameter that has k.
+    """
+    alike: dict[tuple[str, int], list[pytest.Item]] = {}
     for item in items:
         for mark in item.iter_markers("thinned"):
-            name = item.nodeid.partition("[")[0]
-            if seen[name] % mark.args[0]:
-                item.add_marker(pytest.mark.slow)
-            seen[name] += 1
+            alike.setdefault((item.nodeid.partition("[")[0], mark.args[0]), []).append(item)
+    for (name, k), cases in alike.items():
+        for item in Random(name).sample(cases, len(cases) - math.ceil(len(cases) / k)):
+            item.add_marker(pytest.mark.slow)
 
 
 DEVICES = ["cpu"] + [
