@@ -270,8 +270,9 @@ def _is_still(layout: Layout, before: Tensor, after: Tensor, chosen: Tensor) -> 
     batch = len(chosen)
     if before.shape != after.shape or before.shape[layout.axis] != batch * layout.factor:
         return False
-    moved = (before != after) & ~(before.isnan() & after.isnan())
-    return not bool(layout.examples(moved, batch)[chosen.to(moved.device)].any())
+    chosen = chosen.to(before.device)
+    kept, found = (layout.examples(value, batch)[chosen] for value in (before, after))
+    return torch.equal(kept, found) or not bool(((kept != found) & ~(kept.isnan() & found.isnan())).any())
 
 
 def _alone(

@@ -7,11 +7,10 @@ from random import Random
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
 
-# Shapes in annotations are checked while the tests run, before the modules that carry them are imported.
-_CHECKED = ["autodual.bounds", "autodual.specification", "autodual.report"]
-install_import_hook(_CHECKED, "beartype.beartype")
+from tests.reference import shape_checks
+
+shape_checks.install("autodual.bounds", "autodual.specification", "autodual.report")
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are left out by their marks

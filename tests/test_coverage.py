@@ -9,6 +9,8 @@ cell a model that does nothing else than this call (it moves the examples where 
 from __future__ import annotations
 
 import inspect
+import math
+from random import Random
 from typing import Any
 
 import pytest
@@ -104,10 +106,12 @@ RULES = pytest.mark.parametrize("rule", registered_rules(), ids=lambda rule: rul
 
 @RULES
 def test_cells_are_certified(rule: type[DualLayer]) -> None:
-    """Every spelling, with the examples first; one function, one method and one module in place and on the other axes too."""
+    """A function, a method and a module on every axis and in place; every second other spelling, with the examples first."""
     keys = keys_of(rule)
     chosen = {kind(key): key for key in reversed(keys)}
-    check(rule, {key: (*AXES, "in place") if chosen[kind(key)] is key else ("first",) for key in keys})
+    others = [key for key in keys if chosen[kind(key)] is not key]
+    drawn = Random(rule.__name__).sample(others, math.ceil(len(others) / 2))
+    check(rule, dict.fromkeys(chosen.values(), (*AXES, "in place")) | dict.fromkeys(drawn, ("first",)))
 
 
 @pytest.mark.slow

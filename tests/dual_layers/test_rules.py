@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from dual_layers import Call, DualLayer, RuleSample, keys_of, registered_rules, spelling
 from dual_layers.families import Relaxed
 from dual_layers.logsumexp import DualLogSumExp
-from dual_layers.smooth import Smooth
 from dual_layers.testing import check_rule
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-CURVED = (Smooth, DualLogSumExp)
+LINED = (Relaxed, DualLogSumExp)
 
 
 def good_samples(rule: type[DualLayer]) -> list[RuleSample]:
@@ -59,8 +58,8 @@ def cases(samples_of) -> list:
 def precise_cases() -> Iterator:
     """Every sample in float64, in float32 the first of every third rule; others and what an earlier one computes, are slow.
 
-    Calls that compute the same differ in spelling only, and tests/test_coverage.py bounds a model for every spelling. Of curved
-    functions, whose lines take long to check, every third sample is quick.
+    Calls that compute the same differ in spelling only, which tests/test_coverage.py is for. Of relaxed operators, whose lines
+    take long to check, every third sample is quick.
     """
     for dtype in (torch.float64, torch.float32):
         for index, rule in enumerate(registered_rules()):
@@ -69,7 +68,7 @@ def precise_cases() -> Iterator:
                 again = sample.error is None and any(computes_the_same(sample, other) for other in seen)
                 seen += [sample] if sample.error is None else []
                 if dtype == torch.float64:
-                    quick = not again and (number % 3 == 0 or sample.error is not None or not issubclass(rule, CURVED))
+                    quick = not again and (number % 3 == 0 or sample.error is not None or not issubclass(rule, LINED))
                 else:
                     quick = number == 0 and index % 3 == 0 and issubclass(rule, Relaxed)
                 marks = () if quick else pytest.mark.slow
