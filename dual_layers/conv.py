@@ -88,6 +88,27 @@ class Convolution(Affine, ABC):
             return _scatter(nu, arguments.weight, window, kernel, dilation, none, stride)
         return _CONVOLVE_TRANSPOSED[len(kernel)](nu, arguments.weight, None, stride, none, none, arguments.groups, dilation)
 
+    def has_phases(self) -> bool:
+        """Tell whether there are strides, and nothing that phases cannot hold."""
+        arguments, field = self.arguments, self.field()
+        if field is None or arguments.groups > 1:
+            return False
+        _, stride, dilation = _geometry(arguments)
+        return max(stride) > 1 and max(dilation) == 1
+
+    def pull_in_phases(self, nu: Tensor) -> Tensor:
+        """Convolve plainly: every phase of the input meets each ``stride``-th row of the kernel, whatever its place."""
+        kernel, stride, _ = _geometry(self.arguments)
+        axes = len(kernel)
+        taps = tuple(-(-k // s) for k, s in zip(kernel, stride, strict=True))
+        wide = [(0, t * s - k) for t, s, k in zip(taps, stride, kernel, strict=True)]
+        weight = F.pad(self.arguments.weight, [side for pair in reversed(wide) for side in pair])
+        weight = weight.reshape(*weight.shape[:2], *(size for pair in zip(taps, stride, strict=True) for size in pair))
+        weight = weight.permute(1, *range(3, 3 + 2 * axes, 2), 0, *range(2, 2 + 2 * axes, 2))
+        weight = weight.flatten(0, axes).flip(tuple(range(2, 2 + axes)))
+        result = _CONVOLVE[axes](nu, weight, None, 1, tuple(t - 1 for t in taps))
+        return result.unflatten(1, (-1, *stride))
+
 
 def _per_axis(value: Any, dimensions: int) -> tuple[int, ...]:
     """Spread a number, or the one number in a sequence, over the spatial axes."""

@@ -77,6 +77,22 @@ class Affine(DualLayer):
         """
         raise NotImplementedError(f"{type(self).__name__} has a field and must define pull_windows()")
 
+    def has_phases(self) -> bool:
+        """Tell whether windows are pulled faster into phases: where the operator takes steps of more than one element."""
+        return False
+
+    def pull_in_phases(self, nu: Tensor) -> Tensor:
+        """Apply ``A^T`` to windows like ``pull_windows``, leaving every element where it is cheap to compute.
+
+        Args:
+            nu: ``[rows, channels, *window]``.
+
+        Returns:
+            ``[rows, input channels, *phases, *places]``: along each spatial axis element ``stride * place + phase`` of the
+            pulled window, with zeros where places reach beyond it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has phases and must define pull_in_phases()")
+
     def magnitude(self, *radii: Tensor) -> Tensor:
         """Apply ``|A|``, the operator with absolute coefficients and no constant part, to non-negative radii."""
         raise NotImplementedError(f"{type(self).__name__} is not monotone and must define magnitude()")

@@ -55,8 +55,7 @@ class PairAscent(PairWalk):
 
     def _walk(self, chunk: Chunk, frontier: Frontier) -> tuple[Tensor, Tensor]:
         self._visited = 0
-        turned = {name: [replace(each, nu=-each.nu) for each in rows] for name, rows in frontier.items()}
-        return self._climbed(chunk, frontier), -self._climbed(chunk, turned)
+        return self._climbed(chunk, frontier), -self._climbed(chunk, self._turned(frontier))
 
     def _climbed(self, chunk: Chunk, frontier: Frontier) -> Float[Tensor, " pairs"]:
         """Climb, and return what the best slopes prove."""
@@ -73,20 +72,18 @@ class PairAscent(PairWalk):
         self.trials = {name: WindowTrial(self, name, trial.rows, chunk, trial.best) for name, trial in self.trials.items()}
         return self._ends(chunk, frontier)[0]
 
-    def _penalty(self, name: str, rows: Rows, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        nu = self._owned(rows, chunk).nu.flatten(1)
+    def _through_relaxed(self, name: str, rows: Rows, chunk: Chunk) -> tuple[Tensor, Tensor, Rows]:
+        own = self._owned(rows, chunk)
         if name not in self.trials:
             self.trials[name] = WindowTrial(self, name, rows, chunk)
-        lower, upper = self.trials[name].sides_now()
-        penalty = (nu.clamp(min=0) * lower).sum(1) + (nu.clamp(max=0) * upper).sum(1)
-        return penalty, torch.zeros_like(penalty)
-
-    def _through_lines(self, name: str, rows: Rows, chunk: Chunk) -> tuple[Rows, ...]:
-        own, (lower, upper) = self._owned(rows, chunk), self.trials[name].now
+        trial, nu = self.trials[name], own.nu.flatten(1)
+        below, above = trial.sides_now()
+        penalty = (nu.clamp(min=0) * below).sum(1) + (nu.clamp(max=0) * above).sum(1)
+        lower, upper = trial.now
         slope = torch.where(own.nu > 0, lower.reshape(own.nu.shape), upper.reshape(own.nu.shape))
         result = replace(own, nu=own.nu * slope, clean=True)
         self._note(result)
-        return (result,)
+        return penalty, torch.zeros_like(penalty), result
 
 
 class WindowTrial(Sought):

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from autodual.bounds.relaxed_rows import RelaxedRows
 from autodual.bounds.run import Run, identity_rows
 from autodual.regions import Region
 from dual_layers import Field
@@ -29,7 +30,7 @@ DENSER = 8
 LARGEST_MAP = 2**22
 """Elements that the matrix of such a product may have."""
 GATHERING = 1.5
-"""What an element of a pair costs, whose lines must be gathered, in elements of a dense row."""
+"""What an element of a pair costs whose lines must be gathered, in elements whose lines many rows share."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,13 @@ def choose_walk(run: Run, name: str, wanted: Tensor) -> PairWalk | None:
     if run.layout != "auto":
         return walk
     pairs, dense = int(wanted.sum()), int(wanted.any(0).sum()) * run.batch
-    whole, window = sum(run.features(each) for each in walk.behind_relaxed), walk.visits()
-    if window is not None and window < whole:
-        return walk if GATHERING * pairs * window < dense * whole else None
-    return PairWalk(run, name, wanted, windows=False) if GATHERING * pairs < dense else None
+    sizes, window = [run.features(each) for each in walk.behind_relaxed] or [1], walk.visits()
+    # Where an example's rows fill half a chunk, they get chunks of their own. With derivatives, chunks are walked twice.
+    shared = 2 * pairs * max(sizes) * run.values[name].element_size() > PIECE * run.batch and not torch.is_grad_enabled()
+    whole = (1.0 if shared else GATHERING) * pairs * sum(sizes)
+    if window is not None and GATHERING * pairs * window < whole:
+        return walk if GATHERING * pairs * window < dense * sum(sizes) else None
+    return PairWalk(run, name, wanted, windows=False) if shared or whole < dense * sum(sizes) else None
 
 
 def _is_box(region: Region) -> bool:
@@ -142,6 +146,8 @@ class PairWalk:
         self.largest = "whole rows"
         self._maps: dict[tuple[str, tuple[int, ...]], Tensor | None] = {}
         self._diagonals: dict[str, tuple[Tensor, ...] | None] = {}
+        self._last: dict[str, Tensor | None] = {}
+        self._negative: tuple[Frontier, Frontier] | None = None
         self._peak, self._visited = 1, 0
 
     def bounds(self) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
@@ -263,7 +269,10 @@ class PairWalk:
         """Split pairs so that neither their rows nor what is laid out for their examples takes much memory."""
         room = min(PIECE, self.run.budget) // (self.held * self._peak * self.run.values[self.target].element_size())
         room = max(1, room)
-        examples = max(1, 4 * room // math.prod(self.grid or (1,)))
+        most = 4 * room // math.prod(self.grid or (1,))
+        if self.grid is None and 2 * len(pairs[0]) > room * self.run.batch:
+            most = 1  # whole rows of a single example share its lines
+        examples = max(1, most)
         counts = (pairs[0] // examples).unique_consecutive(return_counts=True)[1].tolist()
         for group in zip(*(index.split(counts) for index in pairs), strict=True):
             yield from zip(*(index.split(room) for index in group), strict=True)
@@ -285,8 +294,14 @@ class PairWalk:
         if self.two_sided:
             return self._ends(chunk, frontier)
         lower, _ = self._ends(chunk, frontier)
-        other, _ = self._ends(chunk, {name: [replace(each, nu=-each.nu) for each in rows] for name, rows in frontier.items()})
+        other, _ = self._ends(chunk, self._turned(frontier))
         return lower, -other
+
+    def _turned(self, frontier: Frontier) -> Frontier:
+        """Return the negative rows, computed once for all chunks."""
+        if self._negative is None or self._negative[0] is not frontier:
+            self._negative = frontier, {name: [replace(each, nu=-each.nu) for each in rows] for name, rows in frontier.items()}
+        return self._negative[1]
 
     @cached_property
     def two_sided(self) -> bool:
@@ -307,12 +322,15 @@ class PairWalk:
                 below, above = self._reach(name, rows, chunk)
                 lower, upper = lower - below, upper + above
                 continue
+            if self._is_last(name, rows):
+                reach = self._last_reach(name, rows, chunk)
+                lower, upper = lower - reach, upper + reach
+                continue
             if run.layers[name].facts.affine:
                 parts = self._through_affine(name, rows, chunk)
             else:
-                below, above = self._penalty(name, rows, chunk)
+                below, above, *parts = self._through_relaxed(name, rows, chunk)
                 lower, upper = lower + below, upper + above
-                parts = self._through_lines(name, rows, chunk)
             for parent, part in zip(run.program.parents[name], parts, strict=True):
                 pending.setdefault(parent, []).append(part)
         return lower, upper
@@ -330,13 +348,73 @@ class PairWalk:
         below = taken.excess(own, nu if region.symmetric else -nu)[0]
         return below, below if region.symmetric or not self.two_sided else taken.excess(own, nu)[0]
 
-    def _penalty(self, name: str, rows: Rows, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        lines = self.run.lines[name]
-        if lines.two_sided:
+    def _is_last(self, name: str, rows: Rows) -> bool:
+        """Whether nothing lies behind a convolution but a box, and its phases are quicker to walk than a matrix product."""
+        if name not in self._last:
+            layer = self.run.layers[name]
+            phased = layer.facts.affine and self._has_axes(name) and layer.has_phases()
+            self._last[name] = self._radii(self.run.program.parents[name][0]) if phased else None
+        if self._last[name] is None:
+            return False
+        return rows.place is None or self._map(name, tuple(rows.nu.shape[1:]), self.run.layers[name].field()) is None
+
+    def _radii(self, name: str) -> Tensor | None:
+        """Return how far each element of a node moves, where it does so on its own and a single operator reads it."""
+        program, needed = self.run.program, self.run.needed(self.target)
+        readers = sum(parent == name for each in needed if each in program.rules for parent in program.parents[each])
+        if readers != 1:
+            return None
+        if name in program.sources:
+            region, x = self.run.regions[name], self.run.given[name]
+            return region.noise(x).scale.expand_as(x) if _is_box(region) else None
+        if not self._is_diagonal(name) or len(program.parents[name]) != 1:
+            return None
+        radii = self._radii(program.parents[name][0])
+        return None if radii is None else self.run.layers[name].absolute(radii)
+
+    def _last_reach(self, name: str, rows: Rows, chunk: Chunk) -> Tensor:
+        """Return how far the box behind a convolution moves rows: phase by phase, which need not be put together for that."""
+        rows, field, (parent,) = self._owned(rows, chunk), self.run.layers[name].field(), self.run.program.parents[name]
+        if not rows.clean:
+            rows = self._cleaned(name, rows, chunk)
+        phases = self.one.layers[name].pull_in_phases(rows.nu)
+        axes = len(field.stride)
+        places = phases.shape[2 + axes :]
+        window = tuple(n * s for n, s in zip(places, field.stride, strict=True))
+        if rows.place is None:
+            whole, index = self._table(parent, self._last[name], window, None, chunk)
+            size = self._shape(parent)
+            sides = [(p, w - n - p) for p, w, n in zip(field.padding, window, size[1:], strict=True)]
+            table = F.pad(whole.reshape(-1, *size), [side for pair in reversed(sides) for side in pair])
+        else:
+            table, index = self._table(parent, self._last[name], (phases.shape[1], *window), _behind(rows.place, field), chunk)
+        sizes = (size for pair in zip(places, field.stride, strict=True) for size in pair)
+        split = table.reshape(len(table), phases.shape[1], *sizes)
+        radii = split.permute(0, 1, *range(3, 3 + 2 * axes, 2), *range(2, 2 + 2 * axes, 2)).flatten(1)
+        self._note(replace(rows, nu=phases, place=None))
+        return _weighted(_flat(phases).abs(), radii if len(radii) == 1 else radii[index])
+
+    def _through_relaxed(self, name: str, rows: Rows, chunk: Chunk) -> tuple[Tensor, Tensor, Rows]:
+        """Return what a relaxed node's lines allow below and above, and the rows pulled through them."""
+        lines, value = self.run.lines[name], self.run.values[name]
+        slopes = [lines.slopes.lower[0]] if lines.slopes.parallel else [lines.slopes.lower[0], lines.slopes.upper[0]]
+        if lines.sloping is not None:
+            slopes = [torch.where(lines.sloping, slope, 0.0) for slope in slopes]
+        seen = [self._seen(name, slope.expand_as(value), rows, chunk) for slope in slopes]
+        own = self._owned(rows, chunk)
+        if not rows.owned and len(rows.nu) <= len(chunk.examples):  # templates are charged alike for an example and a place
             shift, spread = self._contract(name, rows, (lines.shift, lines.spread), (_itself, Tensor.abs), chunk)
-            return shift - spread, shift + spread
-        positive, negative = self._contract(name, rows, (lines.lower, lines.upper), (_positive, _negative), chunk)
-        return positive + negative, torch.zeros_like(positive)
+            pulled = _flat(own.nu)
+            pulled = pulled * (seen[0] if lines.slopes.parallel else torch.where(pulled > 0, *seen))
+        else:
+            offsets = [self._seen(name, offset.expand_as(value), rows, chunk) for offset in (lines.shift, lines.spread)]
+            lead = 1 if len(seen[0]) == 1 else 0  # the pairs of one example share its lines
+            upper = None if lines.slopes.parallel else seen[1]
+            parts = RelaxedRows.apply(_flat(own.nu).unsqueeze(lead), seen[0], upper, *offsets)
+            pulled, shift, spread = (part.squeeze(lead) for part in parts)
+        result = replace(own, nu=pulled.reshape(own.nu.shape), clean=True)
+        self._note(result)
+        return shift - spread, shift + spread if lines.two_sided else torch.zeros_like(shift), result
 
     def _contract(self, name: str, rows: Rows, weights: tuple[Tensor, ...], parts: tuple, chunk: Chunk) -> list[Tensor]:
         """Sum parts of rows times weights over the node, pair by pair; templates meet every example in one product."""
@@ -344,27 +422,10 @@ class PairWalk:
         for weight, part in zip(weights, parts, strict=True):
             table, index = self._table(name, weight, shape, rows.place, chunk)
             if rows.owned:
-                result.append((_flat(part(rows.nu)) * table[index]).sum(1))
+                result.append(_weighted(_flat(part(rows.nu)), table if len(table) == 1 else table[index]))
             else:
                 result.append((table @ _flat(part(rows.nu)).T)[index, chunk.templates])
         return result
-
-    def _through_lines(self, name: str, rows: Rows, chunk: Chunk) -> tuple[Rows, ...]:
-        lines = self.run.lines[name]
-        value = self.run.values[name]
-        lower, upper = (side[0].expand_as(value) for side in (lines.slopes.lower, lines.slopes.upper))
-        rows = self._owned(rows, chunk)
-        shape = rows.nu.shape
-        if lines.sloping is not None:
-            lower, upper = torch.where(lines.sloping, lower, 0.0), torch.where(lines.sloping, upper, 0.0)
-        table, index = self._table(name, lower, shape[1:], rows.place, chunk)
-        slope = table[index].reshape(shape)
-        if not lines.slopes.parallel:
-            table, index = self._table(name, upper, shape[1:], rows.place, chunk)
-            slope = torch.where(rows.nu > 0, slope, table[index].reshape(shape))
-        result = replace(rows, nu=rows.nu * slope, clean=True)
-        self._note(result)
-        return (result,)
 
     def _through_affine(self, name: str, rows: Rows, chunk: Chunk | None) -> tuple[Rows, ...] | None:
         """Pull rows through an affine node; without a chunk they are templates, and None says that they stay so no longer."""
@@ -393,10 +454,7 @@ class PairWalk:
         """Pull windows through a convolution: transpose it without its padding."""
         if not rows.clean:
             rows = self._cleaned(name, self._owned(rows, chunk), chunk)
-        place = Place(
-            tuple(s * f for s, f in zip(rows.place.stride, field.stride, strict=True)),
-            tuple(o * f - p for o, f, p in zip(rows.place.offset, field.stride, field.padding, strict=True)),
-        )
+        place = _behind(rows.place, field)
         matrix, layer = self._map(name, tuple(rows.nu.shape[1:]), field), self.one.layers[name]
         if matrix is None:
             nu = layer.pull_windows(rows.nu)
@@ -467,6 +525,11 @@ class PairWalk:
     def _cleaned(self, name: str, rows: Rows, chunk: Chunk) -> Rows:
         """Set windows to zero where they reach beyond the node."""
         return self._times(name, rows, torch.ones_like(self.one.values[name]), chunk)
+
+    def _seen(self, name: str, value: Tensor, rows: Rows, chunk: Chunk) -> Tensor:
+        """Lay out a node's values as rows see them, ``[pairs, features]``, or one row where all see the same."""
+        table, index = self._table(name, value, rows.nu.shape[1:], rows.place, chunk)
+        return table if len(table) == 1 else table[index]
 
     # Templates, windows and whole rows.
 
@@ -548,6 +611,19 @@ def _windows(image: Tensor, axis: int, count: int, stride: int, offset: int, win
     return image.narrow(axis, offset + before, stride * (count - 1) + window).unfold(axis, window, stride)
 
 
+def _behind(place: Place, field: Field) -> Place:
+    """Return where windows lie once they are pulled through a field."""
+    return Place(
+        tuple(s * f for s, f in zip(place.stride, field.stride, strict=True)),
+        tuple(o * f - p for o, f, p in zip(place.offset, field.stride, field.padding, strict=True)),
+    )
+
+
+def _weighted(rows: Tensor, weights: Tensor) -> Tensor:
+    """Sum rows times weights, ``[pairs, features]``; one row of weights stands for all."""
+    return rows @ weights[0] if len(weights) == 1 else torch.bmm(rows[:, None], weights[..., None])[:, 0, 0]
+
+
 def _stride(rows: Rows) -> tuple[int, ...] | None:
     return None if rows.place is None else rows.place.stride
 
@@ -585,11 +661,3 @@ def _flat(nu: Tensor) -> Tensor:
 
 def _itself(nu: Tensor) -> Tensor:
     return nu
-
-
-def _positive(nu: Tensor) -> Tensor:
-    return nu.clamp(min=0)
-
-
-def _negative(nu: Tensor) -> Tensor:
-    return nu.clamp(max=0)

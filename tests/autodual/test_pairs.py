@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import autodual
+import dual_layers
+from autodual.bounds import pairs
 from autodual.errors import SpecificationError
 
 LAYOUTS = ("whole", "windows", "auto")
@@ -276,3 +278,33 @@ def test_bounds_in_chunks_are_differentiable(method: object) -> None:
         bounds = autodual.certify(model, memory_budget=budget).bounds(x, autodual.LInf(0.1), method=method)
         gradients.append(torch.autograd.grad(bounds.lower.sum(), list(model.parameters())))
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.thinned(2)
+@pytest.mark.parametrize("method", [autodual.Dual, autodual.Adaptive])
+@pytest.mark.parametrize("layout", ["whole", "windows"])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 2, 1), ((5, 2), (2, 3), (0, 2)), (2, 3, 0), (8, 2, 1)])
+def test_phases_behind_the_last_convolution_change_nothing(method, layout, kernel, stride, padding, monkeypatch):
+    """The image is normalised, its box cut off by a domain; several examples share a chunk, or one has several."""
+    torch.manual_seed(0)
+    model = chain(
+        autodual.Normalize((0.4, 0.5), (0.2, 0.3)), nn.Conv2d(2, 4, kernel, stride=stride, padding=padding), nn.ReLU(),
+        nn.Conv2d(4, 3, 2, padding=1), nn.ReLU(), nn.Conv2d(3, 5, 1),
+    )  # fmt: skip
+    x = torch.rand(3, 2, 12, 13).double()
+    model = model.double().eval()
+    model(x)  # makes the classifier
+    net = autodual.certify(model)
+    region = autodual.LInf(0.3, domain=(0.0, 1.0))
+    dense, walked = net.intermediate(x, region, method=method(rows="dense")), []
+    convolution = dual_layers.lookup(nn.Conv2d)
+    honest = convolution.pull_in_phases
+    monkeypatch.setattr(convolution, "pull_in_phases", lambda self, nu: walked.append(len(nu)) or honest(self, nu))
+    monkeypatch.setattr(pairs, "DENSER", 0)  # else a matrix product walks small windows
+    for piece in (2**21, 2**13):
+        monkeypatch.setattr(pairs, "PIECE", piece)
+        found = net.intermediate(x, region, method=method(rows=layout))
+        for name, box in dense.items():
+            torch.testing.assert_close(found[name].lower, box.lower, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(found[name].upper, box.upper, rtol=1e-10, atol=1e-10)
+    assert sum(walked) > 0
