@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -270,6 +271,7 @@ def _timed(name: str, eps: float, data: TensorDataset, minutes: float) -> Config
 def _draw(points: list[tuple[float, str, float, float]], path: Path) -> None:
     """Draw robust error over clean error, one panel for each radius."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     radii = list(dict.fromkeys(eps for eps, *_ in points))
     figure = Figure(figsize=(6.5 * len(radii), 5.5), layout="constrained")
@@ -280,7 +282,10 @@ def _draw(points: list[tuple[float, str, float, float]], path: Path) -> None:
         axes.step([p[2] for p in best], [p[3] for p in best], where="post", color="#1b7f6b", lw=1.2)
         for _, name, clean, robust in own:
             axes.scatter(clean, robust, color="#1b7f6b" if any(p[1] == name for p in best) else "#8a8f98")
-            axes.annotate(name, (clean, robust), xytext=(5, 4), textcoords="offset points", fontsize=9)
+        for together in _close(own):
+            rightmost = max(together, key=lambda point: point[2])
+            names = ", ".join(point[1] for point in together)
+            axes.annotate(names, rightmost[2:], xytext=(5, 4), textcoords="offset points", fontsize=9)
         axes.set(
             title=f"l_inf radius {eps:g}",
             xlabel="clean error, %",
@@ -288,11 +293,29 @@ def _draw(points: list[tuple[float, str, float, float]], path: Path) -> None:
             xscale="log",
             yscale="log",
         )
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(ScalarFormatter())
+            axis.set_minor_formatter(NullFormatter())
+        axes.margins(0.12, 0.05)
         axes.grid(color="#e6e8ec", lw=0.7)
         axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     print(f"picture: {path}")
+
+
+def _close(points: list[tuple[float, str, float, float]]) -> list[list[tuple[float, str, float, float]]]:
+    """Gather points so close to each other, by ratio, that their names would overlap."""
+    groups: list[list[tuple[float, str, float, float]]] = []
+    for point in sorted(points, key=lambda point: point[2:]):
+        for group in groups:
+            if all(abs(math.log(a / b)) < 0.15 for a, b in zip(group[-1][2:], point[2:], strict=True)):
+                group.append(point)
+                break
+        else:
+            groups.append([point])
+    return groups
 
 
 def projections(arguments: argparse.Namespace) -> None:
