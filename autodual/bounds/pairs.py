@@ -30,7 +30,7 @@ DENSER = 8
 LARGEST_MAP = 2**22
 """Elements that the matrix of such a product may have."""
 GATHERING = 1.5
-"""What an element of a pair costs whose lines must be gathered, in elements whose lines many rows share."""
+"""What an element costs whose lines must be gathered for every pair, or whose rows leave the cache, beside any other."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,19 @@ def choose_walk(run: Run, name: str, wanted: Tensor) -> PairWalk | None:
         return walk
     pairs, dense = int(wanted.sum()), int(wanted.any(0).sum()) * run.batch
     sizes, window = [run.features(each) for each in walk.behind_relaxed] or [1], walk.visits()
-    # Where an example's rows fill half a chunk, they get chunks of their own. With derivatives, chunks are walked twice.
-    shared = 2 * pairs * max(sizes) * run.values[name].element_size() > PIECE * run.batch and not torch.is_grad_enabled()
-    whole = (1.0 if shared else GATHERING) * pairs * sum(sizes)
+    # Convolutions gain most where rows stay in the cache; with derivatives, chunks of pairs are walked twice instead.
+    convolves = not torch.is_grad_enabled() and any(_convolves(run, each) for each in run.needed(name))
+    fills = 2 * pairs * max(sizes) * run.values[name].element_size() > PIECE * run.batch  # examples have chunks of their own
+    whole = (1.0 if fills and convolves else GATHERING) * pairs * sum(sizes)
+    dense = (GATHERING if convolves else 1.0) * dense * sum(sizes)
     if window is not None and GATHERING * pairs * window < whole:
-        return walk if GATHERING * pairs * window < dense * sum(sizes) else None
-    return PairWalk(run, name, wanted, windows=False) if shared or whole < dense * sum(sizes) else None
+        return walk if GATHERING * pairs * window < dense else None
+    return PairWalk(run, name, wanted, windows=False) if whole < dense else None
+
+
+def _convolves(run: Run, name: str) -> bool:
+    layer = run.layers.get(name)
+    return layer is not None and layer.facts.affine and layer.field() is not None
 
 
 def _is_box(region: Region) -> bool:
@@ -147,6 +154,7 @@ class PairWalk:
         self._maps: dict[tuple[str, tuple[int, ...]], Tensor | None] = {}
         self._diagonals: dict[str, tuple[Tensor, ...] | None] = {}
         self._last: dict[str, Tensor | None] = {}
+        self._windows: Frontier | None = None
         self._negative: tuple[Frontier, Frontier] | None = None
         self._peak, self._visited = 1, 0
 
@@ -196,7 +204,9 @@ class PairWalk:
                 channels, channels, *(1 for _ in self.grid)
             )
             rows = Rows(eye, Place((1,) * len(self.grid), (0,) * len(self.grid)))
-            yield torch.arange(channels, device=value.device), self._frontier(rows)
+            if self._windows is None:
+                self._windows = self._frontier(rows)
+            yield torch.arange(channels, device=value.device), self._windows
             return
         chosen = self.wanted.any(0).nonzero()[:, 0]
         for part in chosen.split(self.run.rows_per_chunk(self.target) * max(self.run.batch, 1)):
