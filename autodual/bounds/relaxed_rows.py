@@ -36,9 +36,10 @@ class RelaxedRows(torch.autograd.Function):
         sums = [nu.new_empty(nu.shape[:2]) for _ in range(2)]
         for part in _parts(nu):
             rows = nu[:, part]
-            own = torch.mul(rows, (lower if upper is None else upper)[part], out=pulled[:, part])
-            if upper is not None:
-                own.addcmul_(rows.clamp(min=0), lower[part] - upper[part])
+            if upper is None:
+                torch.mul(rows, lower[part], out=pulled[:, part])
+            else:  # not rows * upper + [rows]_+ * (lower - upper): where slopes are far apart the flat one would be lost
+                torch.mul(rows.clamp(max=0), upper[part], out=pulled[:, part]).addcmul_(rows.clamp(min=0), lower[part])
             sums[0][:, part] = _sum(rows, shift[part])
             sums[1][:, part] = _sum(rows.abs(), spread[part])
         return pulled, *sums

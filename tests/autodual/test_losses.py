@@ -480,6 +480,15 @@ def test_rows_through_lines_at_once_are_what_plain_operators_give(two_slopes: bo
     assert torch.autograd.gradcheck(relaxed_rows.RelaxedRows.apply, (nu, *slopes, shift, spread))
 
 
+def test_rows_through_slopes_that_are_far_apart_lose_nothing() -> None:
+    nu = torch.tensor([[[3.0, -3.0]]])
+    steep, flat = torch.tensor([[1e9, 1e9]]), torch.tensor([[0.1, 0.1]])
+    zero = torch.zeros(1, 2)
+    for lower, upper in ((flat, steep), (steep, flat)):
+        pulled, *_ = relaxed_rows.RelaxedRows.apply(nu, lower, upper, zero, zero)
+        assert torch.equal(pulled[0], nu[0] * torch.where(nu[0] > 0, lower, upper))
+
+
 def test_a_learned_slope_has_its_derivative_through_the_lines() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.PReLU(6), nn.Linear(6, 3)).double()
