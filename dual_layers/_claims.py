@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dual_layers._probes import (
@@ -62,9 +63,37 @@ def _affine_duality(case: Case, layer: Affine) -> None:
         for part, z in zip(pulled, inputs, strict=True):
             require(part.shape == (len(nu), *z.shape), f"transpose gives {tuple(part.shape)}, expected {(len(nu), *z.shape)}")
         same(flat(pulled).to(matrix.dtype), expected, allowance, "transpose(nu) against the operator's finite differences")
+    _windows_agree(layer, nu, pulled, allowance)
     size = flat((nu,)).abs() @ size.flatten() + 1
     pairs = flat((nu,)) @ moved.flatten(), flat(pulled).to(matrix.dtype) @ join(tangents).to(matrix.dtype)
     same(*pairs, tolerance * size, "<A t, nu> = <t, A^T nu>")
+
+
+def _windows_agree(layer: Affine, nu: Tensor, pulled: tuple[Tensor, ...], allowance: Tensor) -> None:
+    """Windows that are put where the field says are the transpose; phases that are woven together are the windows."""
+    field = layer.field()
+    if field is None:
+        return
+    axes = len(field.stride)
+    rows = nu.reshape(-1, *nu.shape[-axes - 1 :])
+    windows = layer.pull_windows(rows)
+    expected = pulled[0].reshape(-1, *pulled[0].shape[-axes - 1 :])
+    sides = zip(field.padding, windows.shape[2:], expected.shape[2:], strict=True)
+    placed = F.pad(windows, [side for p, w, n in reversed(list(sides)) for side in (-p, n + p - w)])
+    same(placed, expected, allowance.reshape(expected.shape), "pull_windows(nu), cut out by the field, against the transpose")
+    if not layer.has_phases():
+        return
+    phases = layer.pull_in_phases(rows)
+    order = (0, 1, *(axis for i in range(axes) for axis in (2 + axes + i, 2 + i)))
+    sizes = [s * n for s, n in zip(field.stride, phases.shape[2 + axes :], strict=True)]
+    woven = phases.permute(order).reshape(*phases.shape[:2], *sizes)
+    beyond = [side for w, n in reversed(list(zip(windows.shape[2:], sizes, strict=True))) for side in (0, n - w)]
+    same(
+        woven,
+        F.pad(windows, beyond),
+        allowance.max().expand(woven.shape),
+        "pull_in_phases(nu), woven, against pull_windows(nu)",
+    )
 
 
 def _relaxed_duality(case: Case, layer: Relaxed) -> None:

@@ -112,12 +112,17 @@ def choose_walk(run: Run, name: str, wanted: Tensor) -> PairWalk | None:
     sizes, window = [run.features(each) for each in walk.behind_relaxed] or [1], walk.visits()
     # Convolutions gain most where rows stay in the cache; with derivatives, chunks of pairs are walked twice instead.
     convolves = not torch.is_grad_enabled() and any(_convolves(run, each) for each in run.needed(name))
-    fills = 2 * pairs * max(sizes) * run.values[name].element_size() > PIECE * run.batch  # examples have chunks of their own
-    whole = (1.0 if fills and convolves else GATHERING) * pairs * sum(sizes)
+    alone = _fills_chunks(pairs / run.batch, PIECE // (max(sizes) * run.values[name].element_size()))
+    whole = (1.0 if alone and convolves else GATHERING) * pairs * sum(sizes)
     dense = (GATHERING if convolves else 1.0) * dense * sum(sizes)
     if window is not None and GATHERING * pairs * window < whole:
         return walk if GATHERING * pairs * window < dense else None
     return PairWalk(run, name, wanted, windows=False) if whole < dense else None
+
+
+def _fills_chunks(rows: float, room: int) -> bool:
+    """Whether so many rows of an example are worth chunks of their own, each with room for so many."""
+    return 2 * rows > room
 
 
 def _convolves(run: Run, name: str) -> bool:
@@ -154,7 +159,7 @@ class PairWalk:
         self._maps: dict[tuple[str, tuple[int, ...]], Tensor | None] = {}
         self._diagonals: dict[str, tuple[Tensor, ...] | None] = {}
         self._last: dict[str, Tensor | None] = {}
-        self._windows: Frontier | None = None
+        self._template_windows: Frontier | None = None
         self._negative: tuple[Frontier, Frontier] | None = None
         self._peak, self._visited = 1, 0
 
@@ -204,9 +209,9 @@ class PairWalk:
                 channels, channels, *(1 for _ in self.grid)
             )
             rows = Rows(eye, Place((1,) * len(self.grid), (0,) * len(self.grid)))
-            if self._windows is None:
-                self._windows = self._frontier(rows)
-            yield torch.arange(channels, device=value.device), self._windows
+            if self._template_windows is None:
+                self._template_windows = self._frontier(rows)
+            yield torch.arange(channels, device=value.device), self._template_windows
             return
         chosen = self.wanted.any(0).nonzero()[:, 0]
         for part in chosen.split(self.run.rows_per_chunk(self.target) * max(self.run.batch, 1)):
@@ -280,7 +285,7 @@ class PairWalk:
         room = min(PIECE, self.run.budget) // (self.held * self._peak * self.run.values[self.target].element_size())
         room = max(1, room)
         most = 4 * room // math.prod(self.grid or (1,))
-        if self.grid is None and 2 * len(pairs[0]) > room * self.run.batch:
+        if self.grid is None and _fills_chunks(len(pairs[0]) / self.run.batch, room):
             most = 1  # whole rows of a single example share its lines
         examples = max(1, most)
         counts = (pairs[0] // examples).unique_consecutive(return_counts=True)[1].tolist()

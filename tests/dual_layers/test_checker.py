@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -210,6 +211,20 @@ def test_a_broken_promise_is_named(rule: type[DualLayer], check: str, text: str)
     assert error.seed == 3
     assert error.sample in str(error)
     assert any(error.check.startswith(part) for part in check.split("|"))
+
+
+@pytest.mark.parametrize(
+    ("promise", "axis", "text"),
+    [("pull_windows", -1, "pull_windows(nu), cut out by the field"), ("pull_in_phases", 2, "pull_in_phases(nu), woven")],
+)
+def test_windows_and_phases_in_the_wrong_place_are_noticed(
+    promise: str, axis: int, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = lookup(nn.Conv2d)
+    honest = getattr(rule, promise)
+    monkeypatch.setattr(rule, promise, lambda self, nu: honest(self, nu).roll(1, axis))
+    with pytest.raises(RuleError, match=re.escape(text)):
+        check_rule(rule)
 
 
 def test_a_message_names_the_worst_point() -> None:
