@@ -336,9 +336,9 @@ class PiecewiseLinear(Relaxed):
     def undecided(self, bounds: tuple[Interval, ...]) -> Tensor:
         """Tell which boxes hold a breakpoint in their interior, touch a jump, or have no end (no chord spans those)."""
         box = bounds[0]
-        result = box.lower.isinf() | box.upper.isinf()
-        for b in self.breakpoints():
-            result = result | ((box.lower < b) & (box.upper > b))
+        inside = [(box.lower < b) & (box.upper > b) for b in self.breakpoints()]
+        endless = [] if inside and _finite(box.lower, box.upper) else [box.lower.isinf() | box.upper.isinf()]
+        result = _fold(torch.logical_or, [*endless, *inside])
         for position, _, _ in self.jumps():
             near = _rounding(torch.as_tensor(position, dtype=box.lower.dtype, device=box.lower.device), box)
             result = result | ((box.lower - near <= position) & (box.upper + near >= position))
@@ -357,7 +357,8 @@ class PiecewiseLinear(Relaxed):
         if ends is not None and derivatives is not None:
             with torch.no_grad():
                 run = box.upper - box.lower
-                rates = [(rate - ends) / torch.where(run == 0, torch.inf, run) for rate in derivatives]
+                run = torch.where(run == 0, torch.inf, run) if _has_zeros(run) else run
+                rates = [(rate - ends) / run for rate in derivatives]
             ends = _attached(ends, (box.lower, -rates[0]), (box.upper, rates[1]))
         if choice == "parallel" and ends is not None:
             both = (ends,)
@@ -396,6 +397,10 @@ class PiecewiseLinear(Relaxed):
         if found is None or (found[1] is None and torch.is_grad_enabled()):  # none at all, or made without derivatives
             found = self._points_and_derivatives(box)
         points, derivatives = found
+        if derivatives is not None and isinstance(slopes, _SlopesWithPoints) and slopes.box is box:
+            offsets = _below_and_through_the_ends(slopes, derivatives[1])
+            if offsets is not None:
+                return offsets
         ends = points[:2] if self.facts.convex else points  # where a convex function is largest
         if derivatives is None:
             lower, upper = _lower(points, slopes.lower[0]), _upper(ends, slopes.upper[0])
@@ -422,7 +427,10 @@ class PiecewiseLinear(Relaxed):
 
 @dataclass(frozen=True)
 class _SlopesWithPoints(Slopes):
-    """Slopes over a box, with the points that gave them: their conjugate over the same box need not find them again."""
+    """Slopes of a convex function over a box, with the points that gave them: the conjugate need not find them again.
+
+    Above is the chord of the ends, below a slope that the function has somewhere in the box, or that same chord.
+    """
 
     box: Interval
     found: tuple[Points, list[Tensor] | None]
@@ -431,6 +439,29 @@ class _SlopesWithPoints(Slopes):
     def bare(self) -> Slopes:
         """The slopes alone."""
         return Slopes(self.lower, self.upper)
+
+
+def _below_and_through_the_ends(slopes: _SlopesWithPoints, derivative: Tensor) -> Offsets | None:
+    """Return the offsets with their derivatives by slopes and box, None where ends coincide or something is infinite.
+
+    The chord above touches at both ends, so either will do. The line below has a slope between the derivatives at the ends, so
+    it touches at a breakpoint, clamped into the box: either that does not move, or the line is the function itself.
+
+    Args:
+        slopes: with finite points.
+        derivative: the function's, at the upper end.
+    """
+    below, above, box, ((_, (end, height), *breaks), _) = slopes.lower[0], slopes.upper[0], slopes.box, slopes.found
+    if not breaks or _has_zeros(box.width):
+        return None
+    with torch.no_grad():
+        best, improves = _turns([value - below * place for place, value in breaks], torch.minimum)
+        place = _pick([place for place, _ in breaks], improves)
+        top = height - above * end
+        if not _finite(best, top):
+            return None
+        rate = derivative - above
+    return Offsets(_attached(best, (below, -place)), _attached(top, (above, -end), (box.upper, rate)))
 
 
 def known(box: Interval) -> Interval:
@@ -575,10 +606,18 @@ def _residual(point: tuple[Tensor, Tensor], slope: Tensor, worst: float) -> Tens
 def _chord(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> Tensor:
     """Slope between two points; 0 where they coincide or a coordinate is infinite (any slope is sound)."""
     run, rise = right[0] - left[0], right[1] - left[1]
-    usable = run != 0
     if not _finite(run, rise):
-        usable = usable & run.isfinite() & rise.isfinite()
+        usable = (run != 0) & run.isfinite() & rise.isfinite()
+    elif _has_zeros(run):
+        usable = run != 0
+    else:
+        return rise / run
     return torch.where(usable, rise, 0.0) / torch.where(usable, run, 1.0)
+
+
+def _has_zeros(value: Tensor) -> bool:
+    """Whether some element is 0: masks are slower than arithmetic."""
+    return not value.numel() or not bool(value.detach().abs().amin() > 0)
 
 
 def _piece(points: Points, middle: Tensor) -> Tensor:

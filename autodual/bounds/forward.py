@@ -63,6 +63,10 @@ class ForwardWalk(ABC):
             return self.start(name)
         if self.run.layers[name].facts.affine:
             return {key: self._through_affine(name, rows) for key, rows in self._arriving(name)}
+        return self._through_and_fresh(name)
+
+    def _through_and_fresh(self, name: str) -> Entry:
+        """Push what arrives at a relaxed node through its lines, and add what the node has of its own."""
         entry, own = {key: self._through_lines(name, rows) for key, rows in self._arriving(name)}, self.fresh(name)
         return entry | {key: entry[key] + rows if key in entry else rows for key, rows in own.items()}
 
@@ -94,12 +98,16 @@ class ForwardWalk(ABC):
         return torch.func.vmap(layer.linear)(*(part.contiguous() for part in rows))
 
     def _through_lines(self, name: str, rows: tuple[Tensor, ...]) -> Tensor:
-        run, lines, layer = self.run, self.run.lines[name], self.run.layers[name]
-        if layer.facts.positionwise and run.layouts[name].factor == 1:
+        lines, layer = self.run.lines[name], self.run.layers[name]
+        if self._is_plain(name):
             moved = rows[0] * lines.slopes.lower[0]
         else:
             moved = layer.push(lines.slopes.lower, self._expanded(name, rows))
         return moved if lines.sloping is None else torch.where(lines.sloping, moved, 0.0)
+
+    def _is_plain(self, name: str) -> bool:
+        """Whether a node takes rows times slopes, element by element, and shared rows too."""
+        return self.run.layers[name].facts.positionwise and self.run.layouts[name].factor == 1
 
     def _expanded(self, name: str, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(self.run.expand(parent, part) for parent, part in zip(self.run.program.parents[name], rows, strict=True))

@@ -270,9 +270,12 @@ def _merge(run: Run, name: str, wanted: Tensor, rows: Tensor, lower: Tensor, upp
     hull = run.hull(name)
     ends = []
     for end, row in ((hull.lower, lower), (hull.upper, upper)):
-        end = run.examples(name, end).expand(run.batch, -1).clone()
-        end[:, rows] = torch.where(wanted[:, rows], row, end[:, rows])
-        ends.append(end)
+        end = run.examples(name, end).expand(run.batch, -1)
+        if len(rows) < end.shape[1]:
+            row = torch.where(wanted[:, rows], row, end[:, rows])
+            ends.append(end.clone().index_copy_(1, rows, row))
+        else:
+            ends.append(torch.where(wanted, row, end))
     return _interval(run, name, *ends)
 
 

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from autodual.bounds.backward import Deviation, backward
 from autodual.bounds.forward import Entry, ForwardWalk, Shifts
+from autodual.bounds.relaxed_rows import NoisyRows
 from autodual.bounds.run import Run
 from autodual.estimators import AbsoluteSum, Reduction, Sampling, cauchy_reading, normal_reading
 from autodual.methods import Projected
@@ -133,10 +134,21 @@ class Stream(ForwardWalk):
 
     def fresh(self, name: str) -> Entry:
         """Return Cauchy noise as wide as half the gap between the lines."""
-        run = self.run
-        spread = run.examples(name, run.lines[name].spread)
-        spread = spread if self.heavy is None else self.heavy.light(name, spread)
-        return {self._key(CAUCHY, name): run.node(name, self.noise.rows(name, CAUCHY, *self.span) * spread, lead=1)}
+        drawn = self.noise.rows(name, CAUCHY, *self.span) * self._spread(name)
+        return {self._key(CAUCHY, name): self.run.node(name, drawn, lead=1)}
+
+    def _through_and_fresh(self, name: str) -> Entry:
+        run, lines, key = self.run, self.run.lines[name], self._key(CAUCHY, name)
+        arriving = dict(self._arriving(name))
+        if arriving.keys() != {key} or lines.sloping is not None or not self._is_plain(name):
+            return super()._through_and_fresh(name)
+        slope, rows = (run.examples(name, value, lead) for lead, value in enumerate((lines.slopes.lower[0], arriving[key][0])))
+        noise = self.noise.rows(name, CAUCHY, *self.span)
+        return {key: run.node(name, NoisyRows.apply(rows, slope, noise, self._spread(name)), lead=1)}
+
+    def _spread(self, name: str) -> Float[Tensor, "batch features"]:
+        spread = self.run.examples(name, self.run.lines[name].spread)
+        return spread if self.heavy is None else self.heavy.light(name, spread)
 
     def _key(self, kind: str, owner: str) -> str:
         return stream_key(kind, owner, separate=self.separate)

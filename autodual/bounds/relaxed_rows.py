@@ -1,4 +1,4 @@
-"""Rows through a relaxed element-wise node with gradients: the product with slopes and the two sums of the penalty, at once.
+"""Rows through a relaxed element-wise node with gradients, either way, and what the lines add to them, at once.
 
 Written with plain operators, autograd would keep several tensors as large as all rows, and read and write each from main
 memory. Here every pass is over a few examples at a time, which stay in the cache; the derivatives are written down.
@@ -70,6 +70,43 @@ class RelaxedRows(torch.autograd.Function):
             if wanted[4]:
                 found[4][part] = _back(spreads, rows.abs())
         return tuple(found)
+
+
+class NoisyRows(torch.autograd.Function):
+    """Push rows of random vectors through parallel lines, and add noise as wide as half their gap.
+
+        rows * slope + noise * spread
+
+    Shapes: rows ``[rows, batch or 1, features]``, noise ``[rows, 1, features]``, slope and spread ``[batch, features]``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, slope: Tensor, noise: Tensor, spread: Tensor) -> Float[Tensor, "rows batch features"]:
+        """Compute one row after the other."""
+        ctx.save_for_backward(rows, slope, noise, spread)
+        pushed = slope.new_empty(len(noise), *slope.shape)
+        for row, drawn, out in zip(rows, noise, pushed, strict=True):
+            torch.mul(slope, row, out=out).addcmul_(spread, drawn)
+        return pushed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the derivatives of what needs them; noise does not."""
+        rows, slope, noise, spread = ctx.saved_tensors
+        wanted, shared = ctx.needs_input_grad, rows.shape[1] == 1
+        found = [torch.zeros_like(like) if need else None
+                 for like, need in zip((rows, slope, noise, spread), wanted, strict=True)]  # fmt: skip
+        for i, given in enumerate(gradient):
+            if wanted[0] and shared:
+                torch.sum(given * slope, 0, keepdim=True, out=found[0][i])
+            elif wanted[0]:
+                torch.mul(given, slope, out=found[0][i])
+            if wanted[1]:
+                found[1].addcmul_(given, rows[i])
+            if wanted[3]:
+                found[3].addcmul_(given, noise[i])
+        return found[0], found[1], None, found[3]
 
 
 def _parts(nu: Tensor) -> list[slice]:

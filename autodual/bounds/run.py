@@ -518,6 +518,10 @@ def image(layer: DualLayer, boxes: tuple[Interval, ...]) -> Interval:
 
 def meet(box: Interval, other: Interval) -> Interval:
     """Intersect two boxes of the same values; an end that is NaN says nothing, ends that rounding made cross stay."""
+    if bool((box.lower + box.upper + other.lower + other.upper).detach().sum().isfinite()):  # the usual case, at a fraction
+        met = Interval(torch.maximum(box.lower, other.lower), torch.minimum(box.upper, other.upper))
+        if met.lower.numel() and bool(met.width.detach().amin() >= 0):
+            return met
     lower, upper = torch.fmax(box.lower, other.lower), torch.fmin(box.upper, other.upper)
     crossed = lower > upper
     return Interval(torch.where(crossed, box.lower, lower), torch.where(crossed, box.upper, upper))

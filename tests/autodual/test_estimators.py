@@ -102,6 +102,17 @@ def test_order_statistics_are_those_of_a_sort(rank, parts, dtype, device):
     assert torch.equal(reduction.value(), samples.abs().sort(0).values[rank - 1])
 
 
+@pytest.mark.parametrize("r", [1, 2, 3, 5, 8, 10, 13, 32, 33])
+def test_every_rank_is_that_of_a_sort(r):
+    """Ties, zeros and infinities included; up to 32 samples are picked by comparators."""
+    samples = torch.cat([cauchy(r, 40), cauchy(r, 40).round(), torch.zeros(r, 2, dtype=torch.float64)], 1)
+    samples[0, :3] = math.inf
+    for rank in range(1, r + 1):
+        reduction = OrderStatistic(rank)
+        reduction.add(reduction.digest(samples))
+        assert torch.equal(reduction.value(), samples.abs().sort(0).values[rank - 1]), rank
+
+
 def test_many_columns_are_picked_like_few():
     samples = cauchy(9, 40_000).float()
     reduction = OrderStatistic(5)

@@ -480,6 +480,21 @@ def test_rows_through_lines_at_once_are_what_plain_operators_give(two_slopes: bo
     assert torch.autograd.gradcheck(relaxed_rows.RelaxedRows.apply, (nu, *slopes, shift, spread))
 
 
+@pytest.mark.parametrize("examples", [1, 5])
+def test_random_rows_through_lines_at_once_are_what_plain_operators_give(examples: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, slope, noise, spread = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((3, examples, 7), (5, 7), (3, 1, 7), (5, 7))
+    )
+    differentiable = [part.requires_grad_() for part in (rows, slope, spread)]
+
+    def pushed(rows: torch.Tensor, slope: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
+        return relaxed_rows.NoisyRows.apply(rows, slope, noise, spread)
+
+    assert torch.allclose(pushed(*differentiable), rows * slope + noise * spread)
+    assert torch.autograd.gradcheck(pushed, differentiable)
+
+
 def test_rows_through_slopes_that_are_far_apart_lose_nothing() -> None:
     nu = torch.tensor([[[3.0, -3.0]]])
     steep, flat = torch.tensor([[1e9, 1e9]]), torch.tensor([[0.1, 0.1]])

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dual_layers import INPUT, Affine, Call, Interval, PiecewiseLinear, RuleSample, Slopes, lookup
+from dual_layers.contract import Choice
 from dual_layers.testing import check_rule
 
 ATOL = 1e-9
@@ -126,6 +127,25 @@ def test_offsets_and_intervals_are_the_extremes_on_the_grid(layer: PiecewiseLine
     for exact, seen in ((offsets.upper, rest.amax(0)), (ends.upper, values.amax(0))):
         assert (exact >= seen - ATOL).all()
         assert (exact <= seen + 1e-6).all()
+
+
+@pytest.mark.parametrize("choice", ["parallel", "adaptive"])
+@pytest.mark.parametrize("name", ["relu", "abs"])
+def test_the_short_way_for_convex_functions_is_the_long_one(name: str, choice: Choice, boxes: Interval) -> None:
+    """Slopes that know their points lead to the same offsets and derivatives as any others, also in boxes without width."""
+    layer = LAYERS[name]
+    upper = torch.where(torch.arange(len(boxes.upper)) % 2 == 0, boxes.upper, boxes.lower)
+    for end in (boxes.upper, upper):
+        found = []
+        for short in (True, False):
+            box = Interval(boxes.lower.clone().requires_grad_(), end.clone().requires_grad_())
+            slopes = layer.slopes((box,), choice)
+            offsets = layer.conjugate(slopes if short else slopes.bare, (box,))
+            lines = (slopes.lower[0], slopes.upper[0], offsets.lower, offsets.upper)
+            total = sum(weight * line.sum() for weight, line in enumerate(lines, start=1))
+            found.append((*lines, *torch.autograd.grad(total, (box.lower, box.upper))))
+        for short_way, long_way in zip(*found, strict=True):
+            torch.testing.assert_close(short_way, long_way, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("rule", [Zigzag, Stairs])
