@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -138,6 +138,14 @@ def bounder(task: Task, method: str) -> Callable[[], Tensor]:
     return _lirpa(task, method) if method.startswith("auto_LiRPA") else _convex_adversarial(task)
 
 
+def in_batches(task: Task, method: str, size: int | None) -> Callable[[], Tensor]:
+    """Return a call that bounds so many images at a time, all of them by default."""
+    size = size or len(task.images)
+    parts = zip(task.images.split(size), task.labels.split(size), strict=True)
+    calls = [bounder(replace(task, images=images, labels=labels), method) for images, labels in parts]
+    return lambda: torch.cat([call() for call in calls])
+
+
 def _lirpa(task: Task, method: str) -> Callable[[], Tensor]:
     from auto_LiRPA import BoundedModule, BoundedTensor
     from auto_LiRPA.perturbations import PerturbationLpNorm
@@ -190,7 +198,7 @@ def measure(options: argparse.Namespace) -> dict[str, float | str]:
     grad = torch.enable_grad if "Optimized" in method else torch.no_grad
     with grad():
         try:
-            call = bounder(task, method)
+            call = in_batches(task, method, options.batch)
         except ImportError as error:
             return {"error": str(error)}
         with torch.no_grad():
@@ -215,6 +223,7 @@ def apart(options: argparse.Namespace, name: str, method: str, images: int, repe
     """Measure in a process of its own."""
     arguments = ["--data", options.data, "--models", options.models, "--images", images, "--repeats", repeats]
     arguments += ["--clock", options.clock, "--threads", options.threads]
+    arguments += ["--batch", options.batch] if options.batch else []
     command = [sys.executable, __file__, "measure", "--only", name, "--method", method, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -400,6 +409,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--models", type=Path)
     parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--batch", type=int, help="images that are bounded together; all of them by default")
     parser.add_argument("--slow-images", type=int, default=10, help="images for the peer's optimisation")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")

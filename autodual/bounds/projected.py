@@ -142,7 +142,7 @@ class Stream(ForwardWalk):
         arriving = dict(self._arriving(name))
         if arriving.keys() != {key} or lines.sloping is not None or not self._is_plain(name):
             return super()._through_and_fresh(name)
-        slope, rows = (run.examples(name, value, lead) for lead, value in enumerate((lines.slopes.lower[0], arriving[key][0])))
+        rows, slope = run.examples(name, arriving[key][0], lead=1), run.examples(name, lines.slopes.lower[0])
         noise = self.noise.rows(name, CAUCHY, *self.span)
         return {key: run.node(name, NoisyRows.apply(rows, slope, noise, self._spread(name)), lead=1)}
 
