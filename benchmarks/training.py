@@ -323,22 +323,26 @@ def projections(arguments: argparse.Namespace) -> None:
     keep_freed_memory()
     data, test = _mnist(arguments.data, TRAIN, arguments.images), _mnist(arguments.data, TEST, arguments.test)
     rows = []
-    for name, method in {
-        "exact": {"name": "dual"},
-        "r=10": {"name": "projected", "r": 10},
-        "r=50": {"name": "projected", "r": 50},
-    }.items():
+    losses: dict[str, dict[str, Any]] = {
+        "exact": {"method": {"name": "dual"}},
+        "r=10": {"method": {"name": "projected", "r": 10}},
+        "r=10, fused": {"method": {"name": "projected", "r": 10}, "options": {"objective": "fused"}},
+        "r=50": {"method": {"name": "projected", "r": 50}},
+    }
+    for name, loss in losses.items():
+        if arguments.only and name not in arguments.only:
+            continue
         ramp = {"kind": "linear", "start": 0.01, "end": 0.1, "length": 0.6 * arguments.epochs}
         settings = {
             "epochs": arguments.epochs,
             "batch": 50,
-            "loss": {"name": "robust", "method": method},
+            "loss": {"name": "robust", **loss},
             "schedules": {"eps": ramp, "lr": 1e-3},
             "evaluation": {"methods": ["interval"], "attack": 0, "train": 0, "every": 10**6, "limit": 1},
         }
-        torch.manual_seed(0)
+        torch.manual_seed(arguments.seed)
         model = small()
-        result = train(model, data, Config.build(settings))
+        result = train(model, data, Config.build(settings | {"seed": arguments.seed}))
         found = judge(
             autodual.certify(model), test, autodual.LInf(0.1), ("dual",), index=torch.arange(len(test)), attack=20
         ).totals()
@@ -346,7 +350,8 @@ def projections(arguments: argparse.Namespace) -> None:
         rows.append([name, f"{result.seconds:.0f}", *(f"{e:.2f} %" for e in errors)])
         print("  ".join(rows[-1]), flush=True)
     print(
-        f"small architecture, {len(data)} MNIST images, {arguments.epochs} epochs, eps to 0.1, no domain, seed 0; {machine()}"
+        f"small architecture, {len(data)} MNIST images, {arguments.epochs} epochs, eps to 0.1, no domain, "
+        f"seed {arguments.seed}; {machine()}"
     )
     print(table(["bound in training", "seconds", "clean error", "PGD error", "robust error (dual)"], rows))
 
@@ -377,6 +382,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, help="test images")
     parser.add_argument("--eps", type=float, nargs="+", default=[0.1, 0.3])
     parser.add_argument("--only", nargs="+", help="names of losses")
+    parser.add_argument("--seed", type=int, default=0, help="projections: of weights, batches and noise")
     arguments = parser.parse_args()
     if arguments.part != "cost" and arguments.data is None:
         parser.error(f"{arguments.part} needs --data")
