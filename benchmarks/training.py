@@ -64,6 +64,7 @@ STEPS: dict[str, Callable[[autodual.BoundModule], Loss]] = {
     "Projected(r=10)": lambda net: RobustLoss(net, autodual.Projected(r=10)),
     "Projected(r=10), 3 rivals": lambda net: RobustLoss(net, autodual.Projected(r=10), rivals=3),
     "Projected(r=10), fused": lambda net: RobustLoss(net, autodual.Projected(r=10), objective="fused"),
+    "Projected(r=10), last estimated": lambda net: RobustLoss(net, autodual.Projected(r=10, last_exact=False)),
     "Projected(r=50)": lambda net: RobustLoss(net, autodual.Projected(r=50)),
     "dual, exact": RobustLoss,
     "SABR, 3 steps": lambda net: SABRLoss(net, steps=3),
@@ -327,6 +328,7 @@ def projections(arguments: argparse.Namespace) -> None:
         "exact": {"method": {"name": "dual"}},
         "r=10": {"method": {"name": "projected", "r": 10}},
         "r=10, fused": {"method": {"name": "projected", "r": 10}, "options": {"objective": "fused"}},
+        "r=10, last estimated": {"method": {"name": "projected", "r": 10, "last_exact": False}},
         "r=50": {"method": {"name": "projected", "r": 50}},
     }
     for name, loss in losses.items():

@@ -29,7 +29,9 @@ class RobustLoss(Loss):
         method: how to bound.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         objective: ``"cross-entropy"`` or ``"hinge"``, of the margins; or ``"fused"``, the worst cross-entropy bounded as one
-            function of the outputs, ``LossBounds.cross_entropy``: one row in place of one for each rival class.
+            function of the outputs, ``LossBounds.cross_entropy``: one row in place of one for each rival class. Its chords span
+            the margins' intervals: train so over interval boxes, as ``CROWNIBPLoss`` does. Where nothing keeps intervals
+            narrow, as under projections or the exact dual network, the chords say little and training fails.
         rivals: bound so many margins of each example by the method, those that intervals leave lowest, and the others by
             intervals; by default all. A walk costs as much as it has rows, and few rivals weigh in a loss.
         numbers: ``kappa``, share of the clean loss; ``regularize``, weight of the regulariser.
