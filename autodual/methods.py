@@ -144,6 +144,8 @@ class Optimized(Proof):
         steps: uphill steps for each row; with 0 the bound is the best of both methods' slopes, on the boxes of both.
         hidden_steps: steps for both ends of undecided inputs of nonlinear operators, where an example has few of them at a
             node, or they depend on few elements; 0 leaves the boxes as both methods find them.
+        hidden_rows: undecided elements that a node of one example may have for them to climb: many cost more than all else.
+            Where they climb in windows, as many may as cost what so many whole rows do. A large number lets all climb.
 
     Example:
         >>> import autodual, torch
@@ -158,12 +160,13 @@ class Optimized(Proof):
 
     steps: int = 20
     hidden_steps: int = 0
+    hidden_rows: int = 32
 
     strict: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the options."""
-        for name in ("steps", "hidden_steps"):
+        for name in ("steps", "hidden_steps", "hidden_rows"):
             if getattr(self, name) != 0 and not _is_count(getattr(self, name)):
                 raise SpecificationError(f"{name} must be an integer of at least 0, got {getattr(self, name)!r}")
 

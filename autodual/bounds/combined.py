@@ -21,12 +21,6 @@ from dual_layers import Interval
 STARTS = (Adaptive(), Dual())
 """Methods whose boxes are met and whose slopes the ascent starts from: neither is better everywhere."""
 
-MOST_ROWS = 32
-"""Undecided elements that a hidden node of one example may have for them to climb: many would cost more than all else.
-
-Where they climb in windows, as many may as cost what so many whole rows do.
-"""
-
 
 class Combined:
     """Bounds of rows of a node by several methods on boxes that all of them share.
@@ -128,7 +122,8 @@ class Combined:
                     continue
                 own = climbing_run(run, name)
                 walk = None if own is None else PairAscent(own, name, wanted, self.method.hidden_steps)
-                most = MOST_ROWS if walk is None else walk.worth(MOST_ROWS)
+                rows = self.method.hidden_rows
+                most = rows if walk is None else walk.worth(rows)
                 wanted = wanted & (wanted.sum(1, keepdim=True) <= most)
                 if wanted.any():
                     found = self._climbed_alone(name, wanted) if walk is None else self._climbed_in_pairs(walk, wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -194,15 +195,15 @@ def test_pairs_climb_where_whole_rows_do(kind, region, monkeypatch):
     """Boxes are the same, and so are bounds, whose derivatives lead uphill; windows that stick out count nothing."""
     model, shape = random_network(kind, 3)
     x = torch.rand(3, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    net, method, found = autodual.certify(model), Optimized(3, hidden_steps=4), []
+    net, found = autodual.certify(model), []
     for in_pairs in (True, False):
-        walks = []
+        walks, rows = [], 32 if in_pairs else 10**6
+        method = Optimized(3, hidden_steps=4, hidden_rows=rows)
         if in_pairs:
             monkeypatch.setattr(combined, "PairAscent", lambda *args, seen=walks: seen.append(args[1]) or PairAscent(*args))
         else:
             monkeypatch.setattr(combined, "climbing_run", lambda *args: None)
-            monkeypatch.setattr(combined, "MOST_ROWS", 10**6)
-        boxes = net.intermediate(x, region, method=Optimized(0, hidden_steps=4))
+        boxes = net.intermediate(x, region, method=replace(method, steps=0))
         value = net.bounds(x, region, method=method).lower
         with torch.no_grad():
             assert torch.allclose(value, net.bounds(x, region, method=method).lower)
@@ -315,7 +316,19 @@ def test_domains_left_are_unknown_here_too():
     assert any("example 1" in text for text in report.violations)
 
 
-@pytest.mark.parametrize("option", [{"steps": -1}, {"steps": 2.5}, {"hidden_steps": -3}, {"steps": True}])
+def test_with_more_hidden_rows_more_boxes_are_tight():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 3)).double()
+    net, x, region = autodual.certify(model), torch.rand(2, 6, dtype=torch.float64), autodual.LInf(0.4)
+    none, few, every = (net.intermediate(x, region, Optimized(5, 5, rows)) for rows in (0, 2, 100))
+    for name, box in net.intermediate(x, region, Optimized(5)).items():
+        assert torch.equal(none[name].lower, box.lower)
+        assert torch.equal(none[name].lower, few[name].lower), "each example has more than two undecided elements"
+        assert ((every[name].lower >= box.lower) & (every[name].upper <= box.upper)).all()
+    assert any((every[name].width < 0.999 * none[name].width).any() for name in none)
+
+
+@pytest.mark.parametrize("option", [{"steps": -1}, {"steps": 2.5}, {"hidden_steps": -3}, {"hidden_rows": -1}, {"steps": True}])
 def test_options_are_checked(option):
     with pytest.raises(SpecificationError, match=f"{next(iter(option))} must be an integer of at least 0"):
         Optimized(**option)
