@@ -225,7 +225,7 @@ class OrderStatistic(Reduction):
         """Pick the sample."""
         shape = self.parts[0].shape[1:]
         with torch.no_grad():
-            chosen = _ranked([part.flatten(1) for part in self.parts], self.rank).reshape(shape)
+            chosen = _ranked([part.detach().flatten(1) for part in self.parts], self.rank).reshape(shape)
         return _Chosen.apply(chosen, *self.parts)
 
 

@@ -442,26 +442,27 @@ class _SlopesWithPoints(Slopes):
 
 
 def _below_and_through_the_ends(slopes: _SlopesWithPoints, derivative: Tensor) -> Offsets | None:
-    """Return the offsets with their derivatives by slopes and box, None where ends coincide or something is infinite.
+    """Return the offsets with their derivatives by slopes and box; None where ends coincide, or no chord spans them.
 
-    The chord above touches at both ends, so either will do. The line below has a slope between the derivatives at the ends, so
-    it touches at a breakpoint, clamped into the box: either that does not move, or the line is the function itself.
+    The chord above touches at both ends, so its derivative may be read off either. The line below has a slope between the
+    derivatives at the ends, so it touches at a breakpoint, clamped into the box: either that does not move, or the line is the
+    function itself.
 
     Args:
-        slopes: with finite points.
+        slopes: of a convex function.
         derivative: the function's, at the upper end.
     """
-    below, above, box, ((_, (end, height), *breaks), _) = slopes.lower[0], slopes.upper[0], slopes.box, slopes.found
-    if not breaks or _has_zeros(box.width):
-        return None
+    below, above, ((start, first), (end, last), *breaks) = slopes.lower[0], slopes.upper[0], slopes.found[0]
     with torch.no_grad():
+        if not breaks or _has_zeros(end - start) or not _finite(end - start, last - first):
+            return None
         best, improves = _turns([value - below * place for place, value in breaks], torch.minimum)
         place = _pick([place for place, _ in breaks], improves)
-        top = height - above * end
+        top = torch.maximum(first - above * start, last - above * end)
         if not _finite(best, top):
             return None
         rate = derivative - above
-    return Offsets(_attached(best, (below, -place)), _attached(top, (above, -end), (box.upper, rate)))
+    return Offsets(_attached(best, (below, -place)), _attached(top, (above, -end), (slopes.box.upper, rate)))
 
 
 def known(box: Interval) -> Interval:

@@ -122,7 +122,7 @@ class Combined:
                     continue
                 own = climbing_run(run, name)
                 walk = None if own is None else PairAscent(own, name, wanted, self.method.hidden_steps)
-                rows = self.method.hidden_rows
+                rows = min(self.method.hidden_rows, run.features(name))
                 most = rows if walk is None else walk.worth(rows)
                 wanted = wanted & (wanted.sum(1, keepdim=True) <= most)
                 if wanted.any():

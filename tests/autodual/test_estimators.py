@@ -113,6 +113,22 @@ def test_every_rank_is_that_of_a_sort(r):
         assert torch.equal(reduction.value(), samples.abs().sort(0).values[rank - 1]), rank
 
 
+def test_threads_pick_from_samples_that_are_differentiated():
+    """Whether gradients are recorded is a matter of each thread."""
+    threads = torch.get_num_threads()
+    samples = cauchy(4, 2_000_000).float().requires_grad_()
+    reduction = OrderStatistic(2)
+    reduction.add(reduction.digest(samples))
+    try:
+        torch.set_num_threads(2)
+        value = reduction.value()
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(value.detach(), samples.detach().abs().sort(0).values[1])
+    value.sum().backward()
+    assert int((samples.grad != 0).sum()) == samples.shape[1]
+
+
 def test_many_columns_are_picked_like_few():
     samples = cauchy(9, 40_000).float()
     reduction = OrderStatistic(5)

@@ -148,6 +148,23 @@ def test_the_short_way_for_convex_functions_is_the_long_one(name: str, choice: C
             torch.testing.assert_close(short_way, long_way, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("choice", ["parallel", "adaptive"])
+@pytest.mark.parametrize("name", ["relu", "abs"])
+def test_lines_that_carry_derivatives_hold_however_large_the_box(name: str, choice: Choice) -> None:
+    """The chord of a box whose width overflows has slope 0, and touches at the higher end only."""
+    lower = torch.tensor([-torch.inf, -3.4e38, -3e38, -3e38, -1e30, -0.5, -torch.inf])
+    upper = torch.tensor([1.0, 3e38, 3.4e38, 1.0, 1e-30, 1e8, torch.inf])
+    for box in (Interval(a[None].requires_grad_(), b[None].requires_grad_()) for a, b in zip(lower, upper, strict=True)):
+        slopes = LAYERS[name].slopes((box,), choice)
+        offsets = LAYERS[name].conjugate(slopes, (box,))
+        places = torch.stack([box.lower, torch.zeros(1), box.upper]).detach().double().clamp(-3.4e38, 3.4e38)
+        values = LAYERS[name].forward(places)
+        largest = values.abs().amax() + places.abs().amax()
+        below, above = (slope[0].detach().double() * places for slope in (slopes.lower, slopes.upper))
+        assert (below + offsets.lower <= values + 1e-6 * largest).all()
+        assert (above + offsets.upper >= values - 1e-6 * largest).all()
+
+
 @pytest.mark.parametrize("rule", [Zigzag, Stairs])
 def test_unregistered_rules_keep_their_promises(rule: type[PiecewiseLinear], dtype: torch.dtype, device: str) -> None:
     check_rule(rule, dtype=dtype, device=device)
