@@ -207,8 +207,8 @@ def measure(options: argparse.Namespace) -> dict[str, float | str]:
         before, now = peak_memory(), CLOCKS[options.clock]
         start = now()
         margins = call()
-        times = [now() - start]  # of a first call, where no other is asked for
-        times = seconds(call, options.repeats, options.clock) if options.repeats else times
+        first = now() - start
+        times = seconds(call, options.repeats, options.clock) if options.repeats else [first]
     return {
         "ms": 1000 * statistics.median(times) / len(task.images),
         "least": 1000 * min(times) / len(task.images),
