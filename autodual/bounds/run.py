@@ -264,6 +264,29 @@ class Run:
         slack = ROUNDINGS * self.coarsest * (self.magnitudes(name) + width)
         return Interval(box.lower - slack, box.upper + slack)
 
+    def _rounded_image(self, name: str, parents: tuple[Interval, ...]) -> Interval:
+        """Map boxes through a node, and outwards by what float rounding may have cost the ends.
+
+        An operator on single elements maps end by end, so each end is off by roundoffs of its own size, however large the
+        other: what is added to a variance keeps it positive.
+        """
+        layer, box = self.layers[name], self.layers[name].interval(*parents)
+        facts = layer.facts
+        if self.strict or not (facts.affine and facts.elementwise and len(parents) == 1):
+            return self.rounded(name, box)
+        slack, lower, upper = ROUNDINGS * self.coarsest, [], []
+        for point in (parents[0].lower, parents[0].upper):
+            end = layer.forward(point)
+            off = slack * (end.abs() + layer.absolute(point.abs())).detach()
+            lower.append(end - off)
+            upper.append(end + off)
+        image = Interval(torch.minimum(*lower), torch.maximum(*upper))
+        known = image.lower.isfinite() & image.upper.isfinite()
+        if bool(known.all()):
+            return image
+        loose = self.rounded(name, box)
+        return Interval(torch.where(known, image.lower, loose.lower), torch.where(known, image.upper, loose.upper))
+
     def may_overflow(self) -> Tensor:
         """Tell for each example whether some value could leave the floats in its region: then nothing is certified.
 
@@ -414,7 +437,7 @@ class Run:
             else:
                 parents, layer = tuple(self.hull(parent) for parent in self.program.parents[name]), self.layers[name]
                 if self.claim:
-                    box = self._not_below_zero(name, parents, self.rounded(name, layer.interval(*parents)))
+                    box = self._not_below_zero(name, parents, self._rounded_image(name, parents))
                 else:
                     box = image(layer, parents)
                 for enclosure, layer in self._enclosures(name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Callable
@@ -244,3 +245,52 @@ def test_where_intervals_leave_a_domain_the_dual_network_bounds_the_input():
         assert torch.equal(alone.lower, bounds.lower[i : i + 1])
         assert torch.equal(alone.upper, bounds.upper[i : i + 1])
     assert "interval, or dual where that leaves a domain" in str(net.explain(x, region, "interval"))
+
+
+class Normalised(nn.Module):
+    """A mean square whose range is wide beside the small number that is added to it."""
+
+    def forward(self, x):
+        return x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+
+
+@torch.no_grad()
+def test_roundoffs_of_a_large_end_do_not_take_a_small_one_out_of_a_domain():
+    """In single precision they are larger than the small number."""
+    net, x, region = autodual.certify(Normalised()), torch.tensor([[1.0, -2.0, 3.0]]), autodual.LInf(20.0)
+    bounds = net.bounds(x, region, method="interval")
+    assert bool(bounds.upper.isfinite().all())
+    assert "dual where" not in str(net.explain(x, region, "interval"))
+    for _ in range(100):
+        assert bounds.contains(net(region.sample(x))).all()
+
+
+class Moved(nn.Module):
+    """Single elements are shifted and scaled, by numbers of all sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.scale, self.shift = (
+            nn.Parameter(torch.randn(1000, generator=generator) * 10 ** (8 * torch.rand(1000, generator=generator) - 4))
+            for _ in range(2)
+        )
+
+    def forward(self, x):
+        return (0.1 - torch.add(x, self.shift, alpha=0.3) * self.scale / 3).relu()
+
+
+@torch.no_grad()
+def test_ends_of_single_elements_are_rounded_outwards():
+    """The bounds hold for the model in single precision and for the same one in double, which is all but exact."""
+    model, shape = Moved(), (4, 1000)
+    low = -0.3 * model.shift * (1 + 1e-7 * torch.randn(shape, generator=torch.Generator().manual_seed(1)))  # sums cancel
+    width = 10 ** (8 * torch.rand(shape, generator=torch.Generator().manual_seed(2)) - 6)
+    region = autodual.Box(low, low + width)
+    net, double = autodual.certify(model), copy.deepcopy(model).double()
+    run = net._run(net._problem(low, region))
+    bounds = run.hull(run.program.graph.output)
+    for end in (low, low + width):
+        assert bounds.contains(model(end)).all()
+        assert (bounds.lower.double() <= double(end.double())).all()
+        assert (bounds.upper.double() >= double(end.double())).all()
