@@ -30,17 +30,17 @@ from dual_layers.contract import Choice
 LIVE = 3
 """Copies of a row at each node that an ascent holds: the row, what it was multiplied with, and the derivative."""
 
-STEP = 0.3
-"""First step, as a share of a slope's range."""
+STEP = 0.5
+"""First step, as a share of a slope's range; the last one of so many is smaller by their number."""
 
-SLOWEST = 0.05
-"""Last step, as a share of the first."""
+FADING = 0.5
+"""How much of the running means of derivatives, and of their squares, a step keeps."""
 
-FADING = (0.7, 0.95)
-"""How much of the running mean of derivatives, and of their squares, a step keeps."""
+SMALL = 0.4
+"""Derivatives smaller than this share of a step make smaller steps."""
 
 TINY = 1e-30
-"""Derivatives below this are none."""
+"""Rows weigh nothing below this."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def search(trials: Sequence[Sought], ascent: Ascent, objective: Callable[[], Flo
             value = objective()
             derivatives = iter(torch.autograd.grad(value.sum(), slopes, allow_unused=True))
         keep(value.detach())
-        size = STEP * SLOWEST ** (step / max(ascent.steps - 1, 1))
+        size = STEP * ascent.steps ** (-step / max(ascent.steps - 1, 1))
         for trial in trials:
             trial.step(derivatives, step + 1, size)
     keep(objective())
@@ -205,6 +205,9 @@ class Sought:
     """
 
     example: Tensor
+    weight: Tensor
+    """What the rows that arrived last weigh the elements with, without signs."""
+
     attached = False
     """Whether lines carry derivatives by the box: not while slopes are sought."""
 
@@ -226,6 +229,7 @@ class Sought:
         self.value, self.point = self._of(value), self._of(point)
         self.best = self.now = self.starts["adaptive"]
         self.heights = [self._height(slope, side) for side, slope in enumerate(self.now)]
+        self.width = self._of(box.width.expand_as(value)).clamp(max=torch.finfo(value.dtype).max)
         self.means = [(torch.zeros_like(slope), torch.zeros_like(slope)) for slope in self.now]
 
     def _of(self, value: Tensor) -> Tensor:
@@ -254,17 +258,22 @@ class Sought:
         self.now = self.best
 
     def step(self, derivatives: Iterator[Tensor | None], count: int, size: float) -> None:
-        """Take a step uphill, of a size that depends on a derivative's sign and steadiness but not on its scale."""
+        """Take a step uphill.
+
+        A derivative by a slope is what the row weighs an element with, times the distance of two points of the element's box:
+        where the row is smallest, and where the line touches. As a share of the box it is about 1 at most, whatever the scale of
+        the network. Large shares make steps of one size; small ones, of slopes that are all but right, make smaller steps.
+        """
+        whole, kept = (self.weight * self.width).clamp_(min=TINY), 1 - FADING**count
         for side, (mean, square) in enumerate(self.means):
             derivative = next(derivatives) if self.sides[side] else None
             if derivative is None:
                 continue
-            mean.lerp_(derivative, 1 - FADING[0])
-            square.lerp_(derivative.square(), 1 - FADING[1])
-            share = size * math.sqrt(1 - FADING[1] ** count) / (1 - FADING[0] ** count)
-            moved = torch.addcdiv(
-                self.now[side].detach(), mean * (self.high - self.low), square.sqrt().clamp_(min=TINY), value=share
-            )
+            share = (derivative / whole).clamp_(-1, 1)
+            mean.lerp_(share, 1 - FADING)
+            square.lerp_(share.square_(), 1 - FADING)
+            scale = (square / kept).sqrt_().add_(SMALL * size)
+            moved = torch.addcdiv(self.now[side].detach(), mean * (self.high - self.low), scale, value=size / kept)
             self.now[side] = torch.minimum(torch.maximum(moved, self.low), self.high)
 
     def sides_now(self) -> tuple[Tensor, Tensor]:
@@ -306,6 +315,7 @@ class Trial(Sought):
     def pull(self, nu: Tensor) -> tuple[tuple[Tensor], Float[Tensor, "1 batch"]]:
         """Pull rows through the node: what arrives at its input, and the penalty of each example."""
         rest, part = _Gather.apply(nu.reshape(-1), self.rest, self.index)
+        self.weight = part.detach().abs()
         positive, negative = part.clamp(min=0), part.clamp(max=0)
         lower, upper = self.sides_now()
         penalty = torch.zeros(self.batch, dtype=nu.dtype, device=nu.device)

@@ -77,6 +77,7 @@ class PairAscent(PairWalk):
         if name not in self.trials:
             self.trials[name] = WindowTrial(self, name, rows, chunk)
         trial, nu = self.trials[name], own.nu.flatten(1)
+        trial.weight = nu.detach().abs()
         below, above = trial.sides_now()
         penalty = (nu.clamp(min=0) * below).sum(1) + (nu.clamp(max=0) * above).sum(1)
         lower, upper = trial.now
