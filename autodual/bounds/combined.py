@@ -124,11 +124,24 @@ class Combined:
                 walk = None if own is None else PairAscent(own, name, wanted, self.method.hidden_steps)
                 rows = min(self.method.hidden_rows, run.features(name))
                 most = rows if walk is None else walk.worth(rows)
-                wanted = wanted & (wanted.sum(1, keepdim=True) <= most)
+                wanted = self._loosest(consumer, name, wanted, most)
                 if wanted.any():
                     found = self._climbed_alone(name, wanted) if walk is None else self._climbed_in_pairs(walk, wanted)
                     run.boxes[name] = meet(run.boxes[name], run.rounded(name, found))
                     run.forget_behind(name)
+
+    def _loosest(self, consumer: str, name: str, wanted: Bool[Tensor, "batch features"], most: int) -> Tensor:
+        """Choose the wanted elements whose relaxation leaves most room: where the lines are furthest apart, or the boxes widest."""
+        if most >= int(wanted.sum(1).max()):
+            return wanted
+        run, box = self.run, box_of(self.run, consumer)
+        room = run.boxes[name].width
+        if run.values[consumer].shape == room.shape:
+            lines = run.relate(consumer, run.layers[consumer].slopes(box, "parallel"), box)
+            room = lines.upper - lines.lower
+        room = run.examples(name, room).expand(wanted.shape).masked_fill(~wanted, -1)
+        chosen = torch.zeros_like(wanted).scatter(1, room.topk(min(most, room.shape[1])).indices, True)
+        return chosen & wanted
 
     def _climbed_in_pairs(self, walk: PairAscent, wanted: Bool[Tensor, "batch features"]) -> Interval:
         run, name = self.run, walk.target

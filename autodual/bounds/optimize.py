@@ -31,7 +31,10 @@ LIVE = 3
 """Copies of a row at each node that an ascent holds: the row, what it was multiplied with, and the derivative."""
 
 STEP = 0.5
-"""First step, as a share of a slope's range; the last one of so many is smaller by their number."""
+"""First step, as a share of a slope's range."""
+
+SHRINKING = 1.25
+"""The last step is as much smaller as this power of the number of steps."""
 
 FADING = 0.5
 """How much of the running means of derivatives, and of their squares, a step keeps."""
@@ -146,7 +149,7 @@ class Climber:
         """Take all steps, or as many as the goal needs, and return the best slopes seen of every relaxed node."""
         trials, run = [trial for trial in self.trials.values() if len(trial.index)], self.run
         if trials:
-            run.trials = {trial.name: trial.pull for trial in trials}
+            run.trials = {trial.name: trial.pull_node for trial in trials}
             search(trials, ascent, self._objective)
             run.trials = {}
         sought = {trial.name: trial.chosen() for trial in trials}
@@ -190,7 +193,7 @@ def search(trials: Sequence[Sought], ascent: Ascent, objective: Callable[[], Flo
             value = objective()
             derivatives = iter(torch.autograd.grad(value.sum(), slopes, allow_unused=True))
         keep(value.detach())
-        size = STEP * ascent.steps ** (-step / max(ascent.steps - 1, 1))
+        size = STEP * ascent.steps ** (-SHRINKING * step / max(ascent.steps - 1, 1))
         for trial in trials:
             trial.step(derivatives, step + 1, size)
     keep(objective())
@@ -198,27 +201,37 @@ def search(trials: Sequence[Sought], ascent: Ascent, objective: Callable[[], Flo
 
 
 class Sought:
-    """The slopes of one relaxed node that are sought, each row's own.
+    """The slopes of one relaxed node that are sought, each row's own: those of elements between their lines.
 
-    A subclass says where they are: ``_of`` picks them out of a tensor shaped like the node, and ``example`` tells whose row
-    each is, or broadcasts against them.
+    A subclass says how rows see the node: ``_laid_out`` returns its values in the order of rows.
+
+    Attributes:
+        index: where the elements are in the rows, laid flat.
+        example: whose row each is.
+        rest: the slopes of all other elements in the rows, and zeros.
+        weight: what the rows that arrived last weigh the elements with, without signs.
     """
 
+    index: Tensor
     example: Tensor
+    rest: Tensor
     weight: Tensor
-    """What the rows that arrived last weigh the elements with, without signs."""
 
     attached = False
-    """Whether lines carry derivatives by the box: not while slopes are sought."""
+    """Whether lines carry derivatives by the box: not while slopes are sought. All elements then count."""
 
     def _prepare(self, run: Run, name: str) -> None:
         """Lay out what the search needs of a node that works element by element and has its adaptive lines."""
         lines, (box,) = run.lines[name], box_of(run, name)
         value, (point,), layer = run.values[name], run.parents(name), run.layers[name]
         lower, upper = (side[0].expand_as(value) for side in (lines.slopes.lower, lines.slopes.upper))
-        settled = ~between_lines(run, name)
-        ends = (torch.where(settled, lower, end.expand_as(value)) for end in layer.slope_range((box,)))
-        self.low, self.high = (self._of(end) for end in ends)
+        flat = self._laid_out(lower.detach())
+        self.count = len(flat)
+        chosen = torch.ones_like(flat, dtype=torch.bool) if self.attached else self._laid_out(between_lines(run, name))
+        self.index = chosen.flatten().nonzero()[:, 0]
+        self.example = self.index.div(max(flat.shape[1], 1), rounding_mode="floor")
+        self.rest = flat.flatten().index_fill(0, self.index, 0.0)
+        self.low, self.high = (self._of(end.expand_as(value)) for end in layer.slope_range((box,)))
         self.sides = (True, not layer.facts.convex)  # above a convex function nothing beats the chord
         self.starts = {"adaptive": [self._of(lower), self._of(upper)]}
         parallel = self._of(layer.slopes((box,), "parallel").lower[0].expand_as(value))
@@ -232,9 +245,28 @@ class Sought:
         self.width = self._of(box.width.expand_as(value)).clamp(max=torch.finfo(value.dtype).max)
         self.means = [(torch.zeros_like(slope), torch.zeros_like(slope)) for slope in self.now]
 
+    def _laid_out(self, value: Tensor) -> Tensor:
+        """Return the node's values as rows see them: ``[rows, features]``."""
+        raise NotImplementedError
+
     def _of(self, value: Tensor) -> Tensor:
         """Pick the elements whose slopes are sought."""
-        raise NotImplementedError
+        return self._laid_out(value if self.attached else value.detach()).flatten()[self.index]
+
+    def pull(self, nu: Tensor) -> tuple[Tensor, Float[Tensor, " rows"]]:
+        """Pull rows through the node: what arrives at its input, and the penalty of each row."""
+        rest, part = _Gather.apply(nu.reshape(-1), self.rest, self.index)
+        self.weight = part.detach().abs()
+        positive, negative = part.clamp(min=0), part.clamp(max=0)
+        lower, upper = self.sides_now()
+        penalty = torch.zeros(self.count, dtype=nu.dtype, device=nu.device)
+        penalty = penalty.index_add(0, self.example, positive * lower + negative * upper)
+        moved = positive * self.now[0] + negative * self.now[1]
+        return _Scatter.apply(rest, moved, self.index).view(nu.shape), penalty
+
+    def spread(self, slope: Tensor) -> Tensor:
+        """Put slopes where they belong in the rows, laid flat."""
+        return self.rest.index_copy(0, self.index, slope)
 
     def start(self, choice: Choice) -> None:
         """Start from the adaptive slopes, or from the parallel ones."""
@@ -291,7 +323,7 @@ class Sought:
 
 
 class Trial(Sought):
-    """The slopes of one relaxed node in a run with one row per example: those of elements between their lines.
+    """The slopes of one relaxed node in a run with one row per example.
 
     Args:
         run: with the node's lines.
@@ -299,38 +331,25 @@ class Trial(Sought):
     """
 
     def __init__(self, run: Run, name: str) -> None:
-        value, lower = run.values[name], run.lines[name].slopes.lower[0].expand_as(run.values[name])
-        self.name, self.batch, self.shape = name, run.batch, value.shape
-        self.index = between_lines(run, name).flatten().nonzero()[:, 0]
-        self.example = self._of(
-            run.node(name, torch.arange(run.batch, device=value.device)[:, None].expand(-1, run.features(name)))
-        )
-        self.rest = lower.detach().flatten().index_fill(0, self.index, 0.0)
+        self.run, self.name = run, name
         self._prepare(run, name)
 
-    def _of(self, value: Tensor) -> Tensor:
-        """Pick elements out of the flat node."""
-        return value.detach().flatten()[self.index]
+    def _laid_out(self, value: Tensor) -> Tensor:
+        return self.run.examples(self.name, value)
 
-    def pull(self, nu: Tensor) -> tuple[tuple[Tensor], Float[Tensor, "1 batch"]]:
-        """Pull rows through the node: what arrives at its input, and the penalty of each example."""
-        rest, part = _Gather.apply(nu.reshape(-1), self.rest, self.index)
-        self.weight = part.detach().abs()
-        positive, negative = part.clamp(min=0), part.clamp(max=0)
-        lower, upper = self.sides_now()
-        penalty = torch.zeros(self.batch, dtype=nu.dtype, device=nu.device)
-        penalty = penalty.index_add(0, self.example, positive * lower + negative * upper)
-        moved = positive * self.now[0] + negative * self.now[1]
-        return (_Scatter.apply(rest, moved, self.index).view(nu.shape),), penalty[None]
+    def pull_node(self, nu: Tensor) -> tuple[tuple[Tensor], Float[Tensor, "1 batch"]]:
+        """Pull rows ``[1, *node]`` as a walk of whole rows does."""
+        pulled, penalty = self.pull(self.run.examples(self.name, nu, lead=1))
+        return (self.run.node(self.name, pulled, lead=1),), penalty[None]
 
     def chosen(self) -> Slopes:
         """Return the best slopes of all elements."""
-        lower, upper = (self.spread(side) for side in self.best)
+        lower, upper = (self.in_node(side) for side in self.best)
         return Slopes((lower,), (upper,))
 
-    def spread(self, slope: Tensor) -> Tensor:
+    def in_node(self, slope: Tensor) -> Tensor:
         """Put slopes where they belong in the node."""
-        return self.rest.index_copy(0, self.index, slope).view(self.shape)
+        return self.run.node(self.name, self.spread(slope).view(self.count, self.run.features(self.name)))
 
 
 class Conjugate:
@@ -363,8 +382,8 @@ class Conjugate:
         return offsets.upper if side else offsets.lower
 
     def _whole(self, slope: Tensor, side: int) -> Tensor:
-        offsets = self.layer.conjugate(_parallel(self.trial.spread(slope)), (self.box,))
-        return (offsets.upper if side else offsets.lower).flatten()[self.trial.index]
+        offsets = self.layer.conjugate(_parallel(self.trial.in_node(slope)), (self.box,))
+        return self.trial._of(offsets.upper if side else offsets.lower)
 
     def _works_on_single_elements(self) -> bool:
         """Whether the rule gives picked elements the same lines as the whole node: not where it has parameters by channel."""

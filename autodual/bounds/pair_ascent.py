@@ -42,7 +42,7 @@ class PairAscent(PairWalk):
     """
 
     two_sided = False
-    held = 2
+    pieces = 2
 
     def __init__(self, run: Run, target: str, wanted: Bool[Tensor, "batch features"], steps: int) -> None:
         super().__init__(run, target, wanted, windows=run.layout != "whole")
@@ -65,24 +65,19 @@ class PairAscent(PairWalk):
         with torch.no_grad():
             constant = {name: [replace(each, nu=each.nu.detach()) for each in rows] for name, rows in frontier.items()}
             first = self._ends(chunk, constant)[0]
-            trials = list(self.trials.values())
+            trials = [trial for trial in self.trials.values() if len(trial.index)]
             best = search(trials, Ascent(self.steps), lambda: self._ends(chunk, constant)[0]) if trials else first
         if not torch.is_grad_enabled():
             return best
-        self.trials = {name: WindowTrial(self, name, trial.rows, chunk, trial.best) for name, trial in self.trials.items()}
+        self.trials = {name: WindowTrial(self, name, trial.rows, chunk, [trial.spread(slope) for slope in trial.best]) for name, trial in self.trials.items()}
         return self._ends(chunk, frontier)[0]
 
     def _through_relaxed(self, name: str, rows: Rows, chunk: Chunk) -> tuple[Tensor, Tensor, Rows]:
         own = self._owned(rows, chunk)
         if name not in self.trials:
             self.trials[name] = WindowTrial(self, name, rows, chunk)
-        trial, nu = self.trials[name], own.nu.flatten(1)
-        trial.weight = nu.detach().abs()
-        below, above = trial.sides_now()
-        penalty = (nu.clamp(min=0) * below).sum(1) + (nu.clamp(max=0) * above).sum(1)
-        lower, upper = trial.now
-        slope = torch.where(own.nu > 0, lower.reshape(own.nu.shape), upper.reshape(own.nu.shape))
-        result = replace(own, nu=own.nu * slope, clean=True)
+        pulled, penalty = self.trials[name].pull(own.nu)
+        result = replace(own, nu=pulled, clean=True)
         self._note(result)
         return penalty, torch.zeros_like(penalty), result
 
@@ -100,14 +95,11 @@ class WindowTrial(Sought):
 
     def __init__(self, walk: PairAscent, name: str, rows: Rows, chunk: Chunk, slopes: list[Tensor] | None = None) -> None:
         self.walk, self.name, self.rows, self.chunk = walk, name, replace(rows, nu=rows.nu[:0].detach()), chunk
-        self.example = torch.arange(len(chunk.examples), device=rows.nu.device)[:, None]
         self.attached = slopes is not None
         self._prepare(walk.run, name)
         if slopes is not None:
             self.now, self.sides = slopes, (True, True)
 
-    def _of(self, value: Tensor) -> Tensor:
-        """Lay the node's elements out as rows see them, zero beyond its ends: ``[pairs, elements]``."""
-        value = value if self.attached else value.detach()
+    def _laid_out(self, value: Tensor) -> Tensor:
         table, index = self.walk._table(self.name, value, self.rows.nu.shape[1:], self.rows.place, self.chunk)
         return table[index]

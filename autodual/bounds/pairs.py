@@ -145,8 +145,8 @@ class PairWalk:
         windows: whether rows may keep to their receptive fields.
     """
 
-    held = 1
-    """How many tensors of the size of a chunk's rows are to stay in the cache."""
+    pieces = 1
+    """How much larger than a piece the largest tensor of a chunk may be: where many small operations follow, their calls count."""
 
     def __init__(self, run: Run, target: str, wanted: Tensor, *, windows: bool = True) -> None:
         self.run, self.target, self.wanted = run, target, wanted
@@ -282,7 +282,8 @@ class PairWalk:
 
     def _split(self, pairs: tuple[Tensor, Tensor, Tensor]) -> Iterator[tuple[Tensor, ...]]:
         """Split pairs so that neither their rows nor what is laid out for their examples takes much memory."""
-        room = min(PIECE, self.run.budget) // (self.held * self._peak * self.run.values[self.target].element_size())
+        room = min(self.pieces * PIECE, self.run.budget // self.pieces)
+        room = room // (self._peak * self.run.values[self.target].element_size())
         room = max(1, room)
         most = 4 * room // math.prod(self.grid or (1,))
         if self.grid is None and _fills_chunks(len(pairs[0]) / self.run.batch, room):
