@@ -98,16 +98,7 @@ class Convolution(Affine, ABC):
 
     def pull_in_phases(self, nu: Tensor) -> Tensor:
         """Convolve plainly: every phase of the input meets each ``stride``-th row of the kernel, whatever its place."""
-        kernel, stride, _ = _geometry(self.arguments)
-        axes = len(kernel)
-        taps = tuple(-(-k // s) for k, s in zip(kernel, stride, strict=True))
-        wide = [(0, t * s - k) for t, s, k in zip(taps, stride, kernel, strict=True)]
-        weight = F.pad(self.arguments.weight, [side for pair in reversed(wide) for side in pair])
-        weight = weight.reshape(*weight.shape[:2], *(size for pair in zip(taps, stride, strict=True) for size in pair))
-        weight = weight.permute(1, *range(3, 3 + 2 * axes, 2), 0, *range(2, 2 + 2 * axes, 2))
-        weight = weight.flatten(0, axes).flip(tuple(range(2, 2 + axes)))
-        result = _CONVOLVE[axes](nu, weight, None, 1, tuple(t - 1 for t in taps))
-        return result.unflatten(1, (-1, *stride))
+        return _in_phases(nu, self.arguments)
 
 
 def _per_axis(value: Any, dimensions: int) -> tuple[int, ...]:
@@ -175,7 +166,10 @@ def _pull(nu: Tensor, arguments: SimpleNamespace, size: tuple[int, ...]) -> Tens
     added = [amounts[i] + amounts[i + 1] for i in range(0, len(amounts), 2)][::-1] or [0] * len(kernel)
     padded = tuple(n + a for n, a in zip(size, added, strict=True))
     if len(nu) and _has_few_inputs(arguments):
-        result = _scatter(nu, arguments.weight, padded, kernel, dilation, padding, stride)
+        if nu.requires_grad and torch.is_grad_enabled() and max(stride) > 1 and max(dilation) == 1:
+            result = _woven(nu, arguments, padded, padding)
+        else:
+            result = _scatter(nu, arguments.weight, padded, kernel, dilation, padding, stride)
     else:
         smallest = _smallest_source(nu.shape[-len(kernel) :], arguments, padding)
         extra = tuple(n - m for n, m in zip(padded, smallest, strict=True))
@@ -203,6 +197,32 @@ def _scatter(nu: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
     """Transpose as a matrix product and a scatter: faster than ``conv_transpose2d`` for few input channels."""
     columns = weight.flatten(1).t().expand(len(nu), -1, -1) @ nu.flatten(-2)  # expanded: else matmul transposes all of nu
     return F.fold(columns, *geometry)
+
+
+def _in_phases(nu: Tensor, arguments: SimpleNamespace) -> Tensor:
+    """Transpose without padding by a plain convolution: ``[rows, channels, *phases, *places]``."""
+    kernel, stride, _ = _geometry(arguments)
+    axes = len(kernel)
+    taps = tuple(-(-k // s) for k, s in zip(kernel, stride, strict=True))
+    wide = [(0, t * s - k) for t, s, k in zip(taps, stride, kernel, strict=True)]
+    weight = F.pad(arguments.weight, [side for pair in reversed(wide) for side in pair])
+    weight = weight.reshape(*weight.shape[:2], *(size for pair in zip(taps, stride, strict=True) for size in pair))
+    weight = weight.permute(1, *range(3, 3 + 2 * axes, 2), 0, *range(2, 2 + 2 * axes, 2))
+    weight = weight.flatten(0, axes).flip(tuple(range(2, 2 + axes)))
+    result = _CONVOLVE[axes](nu, weight, None, 1, tuple(t - 1 for t in taps))
+    return result.unflatten(1, (-1, *stride))
+
+
+def _woven(nu: Tensor, arguments: SimpleNamespace, size: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
+    """Transpose in phases and weave these: with derivatives twice as fast as a scatter, whose own derivative gathers again."""
+    phases = _in_phases(nu, arguments)
+    axes, places = len(size), phases.shape[2 + len(size) :]
+    woven = phases.permute(0, 1, *(axis for i in range(axes) for axis in (2 + axes + i, 2 + i)))
+    _, stride, _ = _geometry(arguments)
+    woven = woven.reshape(*phases.shape[:2], *(n * s for n, s in zip(places, stride, strict=True)))
+    missing = [(0, max(0, n + p - m)) for n, p, m in zip(size, padding, woven.shape[2:], strict=True)]
+    woven = F.pad(woven, [side for pair in reversed(missing) for side in pair])
+    return woven[(..., *(slice(p, p + n) for n, p in zip(size, padding, strict=True)))]
 
 
 def _pull_transposed(nu: Tensor, arguments: SimpleNamespace, size: tuple[int, ...]) -> Tensor:
