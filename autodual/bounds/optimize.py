@@ -40,7 +40,7 @@ FADING = 0.5
 """How much of the running means of derivatives, and of their squares, a step keeps."""
 
 SMALL = 0.4
-"""Derivatives smaller than this share of a step make smaller steps."""
+"""Derivatives, as shares of a box, that are smaller than so much of a step make smaller steps (decision 0011)."""
 
 TINY = 1e-30
 """Rows weigh nothing below this."""
