@@ -69,7 +69,10 @@ class PairAscent(PairWalk):
             best = search(trials, Ascent(self.steps), lambda: self._ends(chunk, constant)[0]) if trials else first
         if not torch.is_grad_enabled():
             return best
-        self.trials = {name: WindowTrial(self, name, trial.rows, chunk, [trial.spread(slope) for slope in trial.best]) for name, trial in self.trials.items()}
+        self.trials = {
+            name: WindowTrial(self, name, trial.rows, chunk, [trial.spread(slope) for slope in trial.best])
+            for name, trial in self.trials.items()
+        }
         return self._ends(chunk, frontier)[0]
 
     def _through_relaxed(self, name: str, rows: Rows, chunk: Chunk) -> tuple[Tensor, Tensor, Rows]:
