@@ -12,7 +12,6 @@ gathers those, and multiplies the others by the slope that they have.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
