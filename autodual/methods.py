@@ -144,8 +144,8 @@ class Optimized(Proof):
         steps: uphill steps for each row; with 0 the bound is the best of both methods' slopes, on the boxes of both.
         hidden_steps: steps for both ends of undecided inputs of nonlinear operators; 0 leaves the boxes as both methods find
             them.
-        hidden_rows: how many undecided elements of a node of one example climb: those whose lines are furthest apart. Where they
-            climb in windows, as many do as cost what so many whole rows do. A large number lets all climb.
+        hidden_rows: how many undecided elements of a node of one example climb: those whose lines are furthest apart. Where
+            they climb in windows, as many do as cost what so many whole rows do. A large number lets all climb.
 
     Example:
         >>> import autodual, torch

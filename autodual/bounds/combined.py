@@ -131,7 +131,7 @@ class Combined:
                     run.forget_behind(name)
 
     def _loosest(self, consumer: str, name: str, wanted: Bool[Tensor, "batch features"], most: int) -> Tensor:
-        """Choose the wanted elements whose relaxation leaves most room: where the lines are furthest apart, or the boxes widest."""
+        """Choose the wanted elements whose lines are furthest apart, or, where that is not known, whose boxes are widest."""
         if most >= int(wanted.sum(1).max()):
             return wanted
         run, box = self.run, box_of(self.run, consumer)

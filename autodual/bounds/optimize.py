@@ -292,8 +292,8 @@ class Sought:
         """Take a step uphill.
 
         A derivative by a slope is what the row weighs an element with, times the distance of two points of the element's box:
-        where the row is smallest, and where the line touches. As a share of the box it is about 1 at most, whatever the scale of
-        the network. Large shares make steps of one size; small ones, of slopes that are all but right, make smaller steps.
+        where the row is smallest, and where the line touches. As a share of the box it is about 1 at most, whatever the scale
+        of the network. Large shares make steps of one size; small ones, of slopes that are all but right, make smaller steps.
         """
         whole, kept = (self.weight * self.width).clamp_(min=TINY), 1 - FADING**count
         for side, (mean, square) in enumerate(self.means):

@@ -146,7 +146,7 @@ class PairWalk:
     """
 
     pieces = 1
-    """How much larger than a piece the largest tensor of a chunk may be: where many small operations follow, their calls count."""
+    """How much larger than a piece the largest tensor of a chunk may be: more, where many small operations follow."""
 
     def __init__(self, run: Run, target: str, wanted: Tensor, *, windows: bool = True) -> None:
         self.run, self.target, self.wanted = run, target, wanted
