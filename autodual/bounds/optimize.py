@@ -250,7 +250,7 @@ class Sought:
 
     def _of(self, value: Tensor) -> Tensor:
         """Pick the elements whose slopes are sought."""
-        return self._laid_out(value if self.attached else value.detach()).flatten()[self.index]
+        return self._laid_out(value if self.attached else value.detach()).flatten().index_select(0, self.index)
 
     def pull(self, nu: Tensor) -> tuple[Tensor, Float[Tensor, " rows"]]:
         """Pull rows through the node: what arrives at its input, and the penalty of each row."""
@@ -278,7 +278,7 @@ class Sought:
 
     def keep(self, better: Bool[Tensor, " batch"]) -> None:
         """Remember the slopes of some rows."""
-        mine = better[self.example]
+        mine = better.index_select(0, self.example)
         self.best = [
             torch.where(mine, now.detach(), best) if sought else best
             for now, best, sought in zip(self.now, self.best, self.sides, strict=True)
@@ -303,7 +303,7 @@ class Sought:
             share = (derivative / whole).clamp_(-1, 1)
             mean.lerp_(share, 1 - FADING)
             square.lerp_(share.square_(), 1 - FADING)
-            scale = (square / kept).sqrt_().add_(SMALL * size)
+            scale = (square / kept).clamp_(min=TINY).sqrt_().add_(SMALL * size)  # the least numbers have slow roots
             moved = torch.addcdiv(self.now[side].detach(), mean * (self.high - self.low), scale, value=size / kept)
             self.now[side] = torch.minimum(torch.maximum(moved, self.low), self.high)
 
@@ -418,13 +418,13 @@ class _Gather(torch.autograd.Function):
     def forward(context: Any, flat: Tensor, rest: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return both parts."""
         context.save_for_backward(rest, index)
-        return flat * rest, flat[index]
+        return flat * rest, flat.index_select(0, index)
 
     @staticmethod
     def backward(context: Any, whole: Tensor, part: Tensor) -> tuple[Tensor, None, None]:
         """Return both parts' derivatives in one tensor."""
         rest, index = context.saved_tensors
-        return (whole * rest).index_copy_(0, index, part), None, None
+        return (whole * rest).scatter_(0, index, part), None, None
 
 
 class _Scatter(torch.autograd.Function):
@@ -435,10 +435,10 @@ class _Scatter(torch.autograd.Function):
         """Return the whole, in place."""
         context.save_for_backward(index)
         context.mark_dirty(rest)
-        return rest.index_copy_(0, index, part)
+        return rest.scatter_(0, index, part)
 
     @staticmethod
     def backward(context: Any, whole: Tensor) -> tuple[Tensor, Tensor, None]:
         """Return the derivative as it is: what belongs to picked elements meets a slope of 0 in ``_Gather``."""
         (index,) = context.saved_tensors
-        return whole, whole[index], None
+        return whole, whole.index_select(0, index), None
