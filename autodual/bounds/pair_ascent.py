@@ -105,4 +105,4 @@ class WindowTrial(Sought):
 
     def _laid_out(self, value: Tensor) -> Tensor:
         table, index = self.walk._table(self.name, value, self.rows.nu.shape[1:], self.rows.place, self.chunk)
-        return table[index]
+        return table.index_select(0, index)

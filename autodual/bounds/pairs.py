@@ -159,6 +159,7 @@ class PairWalk:
         self._maps: dict[tuple[str, tuple[int, ...]], Tensor | None] = {}
         self._diagonals: dict[str, tuple[Tensor, ...] | None] = {}
         self._last: dict[str, Tensor | None] = {}
+        self._alike: dict[str, bool] = {}
         self._template_windows: Frontier | None = None
         self._negative: tuple[Frontier, Frontier] | None = None
         self._peak, self._visited = 1, 0
@@ -374,6 +375,13 @@ class PairWalk:
             return False
         return rows.place is None or self._map(name, tuple(rows.nu.shape[1:]), self.run.layers[name].field()) is None
 
+    def _moves_alike(self, name: str) -> bool:
+        """Whether the box behind a convolution is as large for every example, so that one row of radii stands for all."""
+        if name not in self._alike:
+            radii = self.run.examples(self.run.program.parents[name][0], self._last[name])
+            self._alike[name] = not radii.requires_grad and bool((radii == radii[:1]).all())
+        return self._alike[name]
+
     def _radii(self, name: str) -> Tensor | None:
         """Return how far each element of a node moves, where it does so on its own and a single operator reads it."""
         program, needed = self.run.program, self.run.needed(self.target)
@@ -399,6 +407,7 @@ class PairWalk:
         window = tuple(n * s for n, s in zip(places, field.stride, strict=True))
         if rows.place is None:
             whole, index = self._table(parent, self._last[name], window, None, chunk)
+            whole = whole[:1] if self._moves_alike(name) else whole
             size = self._shape(parent)
             sides = [(p, w - n - p) for p, w, n in zip(field.padding, window, size[1:], strict=True)]
             table = F.pad(whole.reshape(-1, *size), [side for pair in reversed(sides) for side in pair])
@@ -408,7 +417,7 @@ class PairWalk:
         split = table.reshape(len(table), phases.shape[1], *sizes)
         radii = split.permute(0, 1, *range(3, 3 + 2 * axes, 2), *range(2, 2 + 2 * axes, 2)).flatten(1)
         self._note(replace(rows, nu=phases, place=None))
-        return _weighted(_flat(phases).abs(), radii if len(radii) == 1 else radii[index])
+        return _weighted(_flat(phases).abs(), radii if len(radii) == 1 else radii.index_select(0, index))
 
     def _through_relaxed(self, name: str, rows: Rows, chunk: Chunk) -> tuple[Tensor, Tensor, Rows]:
         """Return what a relaxed node's lines allow below and above, and the rows pulled through them."""
@@ -438,7 +447,7 @@ class PairWalk:
         for weight, part in zip(weights, parts, strict=True):
             table, index = self._table(name, weight, shape, rows.place, chunk)
             if rows.owned:
-                result.append(_weighted(_flat(part(rows.nu)), table if len(table) == 1 else table[index]))
+                result.append(_weighted(_flat(part(rows.nu)), table if len(table) == 1 else table.index_select(0, index)))
             else:
                 result.append((table @ _flat(part(rows.nu)).T)[index, chunk.templates])
         return result
@@ -545,7 +554,7 @@ class PairWalk:
     def _seen(self, name: str, value: Tensor, rows: Rows, chunk: Chunk) -> Tensor:
         """Lay out a node's values as rows see them, ``[pairs, features]``, or one row where all see the same."""
         table, index = self._table(name, value, rows.nu.shape[1:], rows.place, chunk)
-        return table if len(table) == 1 else table[index]
+        return table if len(table) == 1 else table.index_select(0, index)
 
     # Templates, windows and whole rows.
 
