@@ -308,3 +308,17 @@ def test_phases_behind_the_last_convolution_change_nothing(method, layout, kerne
             torch.testing.assert_close(found[name].lower, box.lower, rtol=1e-10, atol=1e-10)
             torch.testing.assert_close(found[name].upper, box.upper, rtol=1e-10, atol=1e-10)
     assert sum(walked) > 0
+
+
+def test_a_radius_of_each_example_has_its_own_derivative_though_all_are_equal():
+    torch.manual_seed(0)
+    model = chain(nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 3, padding=1), nn.ReLU()).double().eval()
+    x = torch.rand(3, 2, 8, 8).double()
+    model(x)  # makes the classifier
+    net, found = autodual.certify(model), []
+    for rows in ("dense", "whole"):
+        eps = torch.full((3,), 0.05, dtype=torch.float64, requires_grad=True)
+        net.robust_loss(x, torch.tensor([0, 1, 0]), autodual.LInf(eps), autodual.Dual(rows=rows)).backward()
+        found.append(eps.grad)
+    assert len(found[0].unique()) == 3
+    torch.testing.assert_close(found[0], found[1], rtol=1e-8, atol=1e-12)
