@@ -41,9 +41,6 @@ FADING = 0.5
 SMALL = 0.4
 """Derivatives, as shares of a box, that are smaller than so much of a step make smaller steps (decision 0011)."""
 
-TINY = 1e-30
-"""Rows weigh nothing below this."""
-
 
 @dataclass(frozen=True)
 class Ascent:
@@ -295,7 +292,8 @@ class Sought:
         where the row is smallest, and where the line touches. As a share of the box it is about 1 at most, whatever the scale
         of the network. Large shares make steps of one size; small ones, of slopes that are all but right, make smaller steps.
         """
-        whole, kept = (self.weight * self.width).clamp_(min=TINY), 1 - FADING**count
+        numbers, kept = torch.finfo(self.weight.dtype), 1 - FADING**count
+        whole = (self.weight * self.width).clamp_(numbers.tiny, numbers.max)
         for side, (mean, square) in enumerate(self.means):
             derivative = next(derivatives) if self.sides[side] else None
             if derivative is None:
@@ -303,7 +301,7 @@ class Sought:
             share = (derivative / whole).clamp_(-1, 1)
             mean.lerp_(share, 1 - FADING)
             square.lerp_(share.square_(), 1 - FADING)
-            scale = (square / kept).clamp_(min=TINY).sqrt_().add_(SMALL * size)  # the least numbers have slow roots
+            scale = (square / kept).clamp_(min=numbers.tiny).sqrt_().add_(SMALL * size)  # the least numbers have slow roots
             moved = torch.addcdiv(self.now[side].detach(), mean * (self.high - self.low), scale, value=size / kept)
             self.now[side] = torch.minimum(torch.maximum(moved, self.low), self.high)
 

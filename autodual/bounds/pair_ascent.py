@@ -6,6 +6,7 @@ those of whole rows, by the same search, at the cost of its windows.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -46,12 +47,14 @@ class PairAscent(PairWalk):
 
     def __init__(self, run: Run, target: str, wanted: Bool[Tensor, "batch features"], steps: int) -> None:
         super().__init__(run, target, wanted, windows=run.layout != "whole")
-        self.steps, self.trials = steps, {}
+        self.steps, self.trials, self._slopes = steps, {}, 0
 
     def worth(self, rows: int) -> int:
-        """Return how many rows of an example cost what so many whole ones do."""
-        whole, window = sum(self.run.features(each) for each in self.behind_relaxed), self.visits()
-        return rows if window is None else max(rows, rows * whole // max(window, 1))
+        """Return how many rows of an example have as many slopes to seek as so many whole ones, whatever is trained."""
+        if self.visits() is None:
+            return rows
+        whole = sum(self.run.features(name) for name in self.run.lines)
+        return max(rows, rows * whole // max(self._slopes, 1))
 
     def _walk(self, chunk: Chunk, frontier: Frontier) -> tuple[Tensor, Tensor]:
         self._visited = 0
@@ -59,7 +62,7 @@ class PairAscent(PairWalk):
 
     def _climbed(self, chunk: Chunk, frontier: Frontier) -> Float[Tensor, " pairs"]:
         """Climb, and return what the best slopes prove."""
-        self.trials = {}
+        self.trials, self._slopes = {}, 0
         if not len(chunk.examples):
             return self._ends(chunk, frontier)[0]
         with torch.no_grad():
@@ -77,6 +80,7 @@ class PairAscent(PairWalk):
 
     def _through_relaxed(self, name: str, rows: Rows, chunk: Chunk) -> tuple[Tensor, Tensor, Rows]:
         own = self._owned(rows, chunk)
+        self._slopes += math.prod(own.nu.shape[1:])
         if name not in self.trials:
             self.trials[name] = WindowTrial(self, name, rows, chunk)
         pulled, penalty = self.trials[name].pull(own.nu)

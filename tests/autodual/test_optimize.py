@@ -339,3 +339,18 @@ def test_with_more_hidden_rows_more_boxes_are_tight():
 def test_options_are_checked(option):
     with pytest.raises(SpecificationError, match=f"{next(iter(option))} must be an integer of at least 0"):
         Optimized(**option)
+
+
+def test_the_same_hidden_elements_climb_whether_or_not_derivatives_are_wanted():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3, stride=2), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 2), nn.BatchNorm2d(3), nn.ReLU(),
+        nn.Flatten(), nn.Linear(12, 3),
+    ).double().eval()  # fmt: skip
+    net, x = autodual.certify(model), torch.randn(3, 1, 7, 7, dtype=torch.float64)
+    for rows in (1, 2, 3):
+        with torch.no_grad():
+            alone = net.bounds(x, autodual.LInf(0.2), method=Optimized(2, 2, rows))
+        found = net.bounds(x, autodual.LInf(0.2), method=Optimized(2, 2, rows))
+        torch.testing.assert_close(found.lower, alone.lower, rtol=0, atol=1e-12)
+        torch.testing.assert_close(found.upper, alone.upper, rtol=0, atol=1e-12)
