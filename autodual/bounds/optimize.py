@@ -262,7 +262,7 @@ class Sought:
 
     def spread(self, slope: Tensor) -> Tensor:
         """Put slopes where they belong in the rows, laid flat."""
-        return self.rest.index_copy(0, self.index, slope)
+        return self.rest.scatter(0, self.index, slope)
 
     def start(self, choice: Choice) -> None:
         """Start from the adaptive slopes, or from the parallel ones."""

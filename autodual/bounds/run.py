@@ -270,10 +270,9 @@ class Run:
         An operator on single elements maps end by end, so each end is off by roundoffs of its own size, however large the
         other: what is added to a variance keeps it positive.
         """
-        layer, box = self.layers[name], self.layers[name].interval(*parents)
-        facts = layer.facts
+        layer, facts = self.layers[name], self.layers[name].facts
         if self.strict or not (facts.affine and facts.elementwise and len(parents) == 1):
-            return self.rounded(name, box)
+            return self.rounded(name, layer.interval(*parents))
         slack, lower, upper = ROUNDINGS * self.coarsest, [], []
         for point in (parents[0].lower, parents[0].upper):
             end = layer.forward(point)
@@ -284,7 +283,7 @@ class Run:
         known = image.lower.isfinite() & image.upper.isfinite()
         if bool(known.all()):
             return image
-        loose = self.rounded(name, box)
+        loose = self.rounded(name, layer.interval(*parents))
         return Interval(torch.where(known, image.lower, loose.lower), torch.where(known, image.upper, loose.upper))
 
     def may_overflow(self) -> Tensor:
