@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, Literal
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from autodual.threads import in_threads
 from dual_layers.families import root_of_squares
 
 Estimator = Literal["median", "log-mean", "geometric", "order", "tightest"]
@@ -338,12 +338,11 @@ def _in_blocks(parts: list[Tensor], width: int, pick: Callable[[list[Tensor]], T
         result[start : start + width] = pick([part[:, start : start + width] for part in parts])
 
     starts = range(0, len(result), width)
-    if len(starts) < _WORTH_THREADS or torch.get_num_threads() == 1:
+    if len(starts) >= _WORTH_THREADS:
+        in_threads(work, starts, like)
+    else:
         for start in starts:
             work(start)
-    else:
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            list(pool.map(work, starts))
     return result
 
 

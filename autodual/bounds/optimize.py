@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from autodual.bounds.backward import Deviation, backward
+from autodual.bounds.picked_rows import Height, PickedRows
 from autodual.bounds.run import Run
 from autodual.errors import AutoDualError
 from dual_layers import Interval, Relaxed, Slopes
@@ -199,19 +199,23 @@ def search(trials: Sequence[Sought], ascent: Ascent, objective: Callable[[], Flo
 class Sought:
     """The slopes of one relaxed node that are sought, each row's own: those of elements between their lines.
 
-    A subclass says how rows see the node: ``_laid_out`` returns its values in the order of rows.
+    A subclass says how rows see the node (``_table``).
 
     Attributes:
         index: where the elements are in the rows, laid flat.
         example: whose row each is.
         rest: the slopes of all other elements in the rows, and zeros.
-        weight: what the rows that arrived last weigh the elements with, without signs.
+        source: where they are in the table of values that rows see.
+        counts: how many each row has.
+        part: of the rows that arrived last, those elements.
     """
 
     index: Tensor
     example: Tensor
     rest: Tensor
-    weight: Tensor
+    source: Tensor
+    counts: Tensor
+    part: Tensor
 
     attached = False
     """Whether lines carry derivatives by the box: not while slopes are sought. All elements then count."""
@@ -224,8 +228,13 @@ class Sought:
         flat = self._laid_out(lower.detach())
         self.count = len(flat)
         chosen = torch.ones_like(flat, dtype=torch.bool) if self.attached else self._laid_out(between_lines(run, name))
-        self.index = chosen.flatten().nonzero()[:, 0]
-        self.example = self.index.div(max(flat.shape[1], 1), rounding_mode="floor")
+        self.index, self.counts = chosen.flatten().nonzero()[:, 0], chosen.sum(1)
+        self.example = torch.arange(len(flat), device=flat.device).repeat_interleave(self.counts)
+        _, place = self._table(lower)
+        self.source = self.index
+        if place is not None:
+            column = self.index - self.example * flat.shape[1]
+            self.source = place.index_select(0, self.example) * flat.shape[1] + column
         self.rest = flat.flatten().index_fill(0, self.index, 0.0)
         self.low, self.high = (self._of(end.expand_as(value)) for end in layer.slope_range((box,)))
         self.sides = (True, not layer.facts.convex)  # above a convex function nothing beats the chord
@@ -234,31 +243,33 @@ class Sought:
         self.starts["parallel"] = [
             parallel if sought else upper for sought, upper in zip(self.sides, self.starts["adaptive"], strict=True)
         ]
-        self.conjugate = Conjugate(layer, box, self)
         self.value, self.point = self._of(value), self._of(point)
+        self.conjugate = Conjugate(layer, box, self)
         self.best = self.now = self.starts["adaptive"]
         self.heights = [self._height(slope, side) for side, slope in enumerate(self.now)]
         self.width = self._of(box.width.expand_as(value)).clamp(max=torch.finfo(value.dtype).max)
         self.means = [(torch.zeros_like(slope), torch.zeros_like(slope)) for slope in self.now]
 
-    def _laid_out(self, value: Tensor) -> Tensor:
-        """Return the node's values as rows see them: ``[rows, features]``."""
+    def _table(self, value: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return values as rows see them, ``[some, features]``, and which of these each row sees; None: each its own."""
         raise NotImplementedError
+
+    def _laid_out(self, value: Tensor) -> Tensor:
+        table, place = self._table(value)
+        return table if place is None else table.index_select(0, place)
 
     def _of(self, value: Tensor) -> Tensor:
         """Pick the elements whose slopes are sought."""
-        return self._laid_out(value if self.attached else value.detach()).flatten().index_select(0, self.index)
+        table, _ = self._table(value if self.attached else value.detach())
+        return table.flatten().index_select(0, self.source)
 
     def pull(self, nu: Tensor) -> tuple[Tensor, Float[Tensor, " rows"]]:
         """Pull rows through the node: what arrives at its input, and the penalty of each row."""
-        rest, part = _Gather.apply(nu.reshape(-1), self.rest, self.index)
-        self.weight = part.detach().abs()
-        positive, negative = part.clamp(min=0), part.clamp(max=0)
         lower, upper = self.sides_now()
-        penalty = torch.zeros(self.count, dtype=nu.dtype, device=nu.device)
-        penalty = penalty.index_add(0, self.example, positive * lower + negative * upper)
-        moved = positive * self.now[0] + negative * self.now[1]
-        return _Scatter.apply(rest, moved, self.index).view(nu.shape), penalty
+        pulled, penalty, self.part = PickedRows.apply(
+            nu.reshape(-1), self.rest, self.index, self.example, self.counts, *self.now, lower, upper
+        )
+        return pulled.view(nu.shape), penalty
 
     def spread(self, slope: Tensor) -> Tensor:
         """Put slopes where they belong in the rows, laid flat."""
@@ -292,8 +303,8 @@ class Sought:
         where the row is smallest, and where the line touches. As a share of the box it is about 1 at most, whatever the scale
         of the network. Large shares make steps of one size; small ones, of slopes that are all but right, make smaller steps.
         """
-        numbers, kept = torch.finfo(self.weight.dtype), 1 - FADING**count
-        whole = (self.weight * self.width).clamp_(numbers.tiny, numbers.max)
+        numbers, kept = torch.finfo(self.part.dtype), 1 - FADING**count
+        whole = (self.part * self.width).abs_().clamp_(numbers.tiny, numbers.max)
         for side, (mean, square) in enumerate(self.means):
             derivative = next(derivatives) if self.sides[side] else None
             if derivative is None:
@@ -315,6 +326,8 @@ class Sought:
 
     def _height(self, slope: Tensor, side: int) -> Tensor:
         """Return how far the lower (``side`` 0) or upper (1) line is from the reference point, as ``Run.relate`` does."""
+        if self.conjugate.vertices is not None and not self.attached:
+            return Height.apply(slope, *self.conjugate.vertices, self.point, self.value, bool(side))
         height = self.conjugate(slope, side) - self.value + slope * self.point
         return height.clamp(min=0) if side else height.clamp(max=0)
 
@@ -331,8 +344,8 @@ class Trial(Sought):
         self.run, self.name = run, name
         self._prepare(run, name)
 
-    def _laid_out(self, value: Tensor) -> Tensor:
-        return self.run.examples(self.name, value)
+    def _table(self, value: Tensor) -> tuple[Tensor, None]:
+        return self.run.examples(self.name, value), None
 
     def pull_node(self, nu: Tensor) -> tuple[tuple[Tensor], Float[Tensor, "1 batch"]]:
         """Pull rows ``[1, *node]`` as a walk of whole rows does."""
@@ -365,6 +378,9 @@ class Conjugate:
         vertices = layer.vertices((self.box,))
         self.vertices = vertices and tuple(torch.stack([trial._of(each) for each in part]) for part in vertices)
         self.compact = self.vertices is None and self._works_on_single_elements()
+        if self.vertices is not None:
+            ends_first = [*sorted({0, len(self.vertices[0]) - 1}), *range(1, len(self.vertices[0]) - 1)]
+            self.vertices = tuple(part[ends_first] for part in self.vertices)
 
     def __call__(self, slope: Tensor, side: int) -> Tensor:
         """Return ``min`` (``side`` 0) or ``max`` (1) of ``f(z) - slope z``."""
@@ -407,36 +423,3 @@ def is_sought(run: Run, name: str) -> bool:
     """Whether a node works element by element, does not jump, and has no composite operator's interval to mind."""
     layer, lines = run.layers[name], run.lines[name]
     return layer.facts.positionwise and layer.continuous() and lines.slopes is not None and name not in run.program.enclosures
-
-
-class _Gather(torch.autograd.Function):
-    """Multiply by the slopes of settled elements, 0 for the others, and pick these."""
-
-    @staticmethod
-    def forward(context: Any, flat: Tensor, rest: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both parts."""
-        context.save_for_backward(rest, index)
-        return flat * rest, flat.index_select(0, index)
-
-    @staticmethod
-    def backward(context: Any, whole: Tensor, part: Tensor) -> tuple[Tensor, None, None]:
-        """Return both parts' derivatives in one tensor."""
-        rest, index = context.saved_tensors
-        return (whole * rest).scatter_(0, index, part), None, None
-
-
-class _Scatter(torch.autograd.Function):
-    """Write picked elements where there are zeros."""
-
-    @staticmethod
-    def forward(context: Any, rest: Tensor, part: Tensor, index: Tensor) -> Tensor:
-        """Return the whole, in place."""
-        context.save_for_backward(index)
-        context.mark_dirty(rest)
-        return rest.scatter_(0, index, part)
-
-    @staticmethod
-    def backward(context: Any, whole: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Return the derivative as it is: what belongs to picked elements meets a slope of 0 in ``_Gather``."""
-        (index,) = context.saved_tensors
-        return whole, whole.index_select(0, index), None

@@ -83,8 +83,8 @@ class PairAscent(PairWalk):
         self._slopes += math.prod(own.nu.shape[1:])
         if name not in self.trials:
             self.trials[name] = WindowTrial(self, name, rows, chunk)
-        pulled, penalty = self.trials[name].pull(own.nu)
-        result = replace(own, nu=pulled, clean=True)
+        pulled, penalty = self.trials[name].pull(self._flat(own.nu))
+        result = replace(own, nu=self._shaped(pulled, own.nu.shape[1:]), clean=True)
         self._note(result)
         return penalty, torch.zeros_like(penalty), result
 
@@ -107,6 +107,5 @@ class WindowTrial(Sought):
         if slopes is not None:
             self.now, self.sides = slopes, (True, True)
 
-    def _laid_out(self, value: Tensor) -> Tensor:
-        table, index = self.walk._table(self.name, value, self.rows.nu.shape[1:], self.rows.place, self.chunk)
-        return table.index_select(0, index)
+    def _table(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        return self.walk._table(self.name, value, self.rows.nu.shape[1:], self.rows.place, self.chunk)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -18,9 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from autodual.bounds.picked_rows import Reach
 from autodual.bounds.relaxed_rows import RelaxedRows
 from autodual.bounds.run import Run, identity_rows
 from autodual.regions import Region
+from autodual.threads import evenly, in_threads, workers
 from dual_layers import Field
 
 PIECE = 2**21
@@ -29,6 +32,8 @@ DENSER = 8
 """A convolution of windows is one matrix product where that takes at most so many times as many multiplications."""
 LARGEST_MAP = 2**22
 """Elements that the matrix of such a product may have."""
+PARTS = 4
+"""Groups of chunks for each thread that need not be split evenly: they even out."""
 GATHERING = 1.5
 """What an element costs whose lines must be gathered for every pair, or whose rows leave the cache, beside any other."""
 
@@ -156,6 +161,7 @@ class PairWalk:
         if self.grid is not None and not self._begins_with_a_window():
             self.grid = None
         self.largest = "whole rows"
+        self.images = run.values[target].device.type == "cpu" and any(map(self._convolves, run.needed(target)))
         self._maps: dict[tuple[str, tuple[int, ...]], Tensor | None] = {}
         self._diagonals: dict[str, tuple[Tensor, ...] | None] = {}
         self._last: dict[str, Tensor | None] = {}
@@ -175,6 +181,24 @@ class PairWalk:
         found = (torch.cat(examples), torch.cat(elements))
         lower, upper = (torch.cat(ends) for ends in zip(*parts, strict=True))
         return found, lower, upper
+
+    # How rows lie in memory.
+
+    def _convolves(self, name: str) -> bool:
+        return _convolves(self.run, name) and len(self.run.layers[name].field().stride) == 2
+
+    def _flat(self, nu: Tensor) -> Tensor:
+        """Bring rows to ``[rows, features]``: those of images with their channels last, as they lie in memory."""
+        if self.images and nu.dim() == 4:
+            return nu.permute(0, 2, 3, 1).flatten(1)
+        return nu.flatten(1) if nu.dim() > 1 else nu[:, None]  # a node may have no axis but the batch's
+
+    def _shaped(self, flat: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Bring rows from ``[rows, features]`` back to a shape."""
+        if self.images and len(shape) == 3:
+            channels, *size = shape
+            return flat.view(-1, *size, channels).permute(0, 3, 1, 2)
+        return flat.view(-1, *shape)
 
     # Which rows there are.
 
@@ -270,29 +294,27 @@ class PairWalk:
 
     # Chunks of pairs.
 
-    def _chunks(self, pairs: tuple[Tensor, Tensor, Tensor], frontier: Frontier) -> Iterator[tuple[Tensor, Tensor]]:
+    def _chunks(self, pairs: tuple[Tensor, Tensor, Tensor], frontier: Frontier) -> list[tuple[Tensor, Tensor]]:
         self._walk(self._chunk(tuple(part[:0] for part in pairs)), frontier)  # no pairs: tells how large one gets
-        parts = list(self._split(pairs))
-        whole = len(parts) == 1
-        for part in parts:
-            chunk = self._chunk(part)
-            if torch.is_grad_enabled() and not whole:
-                yield checkpoint(self._walk, chunk, frontier, use_reentrant=False)
-            else:
-                yield self._walk(chunk, frontier)
+        chunks = [self._chunk(part) for part in self._split(pairs)]
+        if torch.is_grad_enabled() and len(chunks) > 1:
+            return [checkpoint(self._walk, chunk, frontier, use_reentrant=False) for chunk in chunks]
+        return in_threads(lambda chunk: copy(self)._walk(chunk, frontier), chunks, self.run.values[self.target])
 
     def _split(self, pairs: tuple[Tensor, Tensor, Tensor]) -> Iterator[tuple[Tensor, ...]]:
         """Split pairs so that neither their rows nor what is laid out for their examples takes much memory."""
-        room = min(self.pieces * PIECE, self.run.budget // self.pieces)
-        room = room // (self._peak * self.run.values[self.target].element_size())
-        room = max(1, room)
+        value = self.run.values[self.target]
+        threads = workers(value)
+        room = min(self.pieces * PIECE, self.run.budget // (self.pieces * threads))
+        room = max(1, room // (self._peak * value.element_size()))
         most = 4 * room // math.prod(self.grid or (1,))
         if self.grid is None and _fills_chunks(len(pairs[0]) / self.run.batch, room):
             most = 1  # whole rows of a single example share its lines
         examples = max(1, most)
         counts = (pairs[0] // examples).unique_consecutive(return_counts=True)[1].tolist()
         for group in zip(*(index.split(counts) for index in pairs), strict=True):
-            yield from zip(*(index.split(room) for index in group), strict=True)
+            size = evenly(len(group[0]), room, threads if len(counts) < PARTS * threads else 1)
+            yield from zip(*(index.split(size) for index in group), strict=True)
 
     def _chunk(self, pairs: tuple[Tensor, Tensor, Tensor]) -> Chunk:
         examples, templates, positions = pairs
@@ -410,14 +432,17 @@ class PairWalk:
             whole = whole[:1] if self._moves_alike(name) else whole
             size = self._shape(parent)
             sides = [(p, w - n - p) for p, w, n in zip(field.padding, window, size[1:], strict=True)]
-            table = F.pad(whole.reshape(-1, *size), [side for pair in reversed(sides) for side in pair])
+            table = F.pad(self._shaped(whole, size), [side for pair in reversed(sides) for side in pair])
         else:
-            table, index = self._table(parent, self._last[name], (phases.shape[1], *window), _behind(rows.place, field), chunk)
+            size = (phases.shape[1], *window)
+            table, index = self._table(parent, self._last[name], size, _behind(rows.place, field), chunk)
+            table = self._shaped(table, size)
         sizes = (size for pair in zip(places, field.stride, strict=True) for size in pair)
         split = table.reshape(len(table), phases.shape[1], *sizes)
-        radii = split.permute(0, 1, *range(3, 3 + 2 * axes, 2), *range(2, 2 + 2 * axes, 2)).flatten(1)
+        radii = split.permute(0, 1, *range(3, 3 + 2 * axes, 2), *range(2, 2 + 2 * axes, 2)).flatten(1, 1 + axes)
+        radii, phases = self._flat(radii), self._flat(phases.flatten(1, 1 + axes))
         self._note(replace(rows, nu=phases, place=None))
-        return _weighted(_flat(phases).abs(), radii if len(radii) == 1 else radii.index_select(0, index))
+        return Reach.apply(phases, radii if len(radii) == 1 else radii.index_select(0, index))
 
     def _through_relaxed(self, name: str, rows: Rows, chunk: Chunk) -> tuple[Tensor, Tensor, Rows]:
         """Return what a relaxed node's lines allow below and above, and the rows pulled through them."""
@@ -429,15 +454,15 @@ class PairWalk:
         own = self._owned(rows, chunk)
         if not rows.owned and len(rows.nu) <= len(chunk.examples):  # templates are charged alike for an example and a place
             shift, spread = self._contract(name, rows, (lines.shift, lines.spread), (_itself, Tensor.abs), chunk)
-            pulled = _flat(own.nu)
+            pulled = self._flat(own.nu)
             pulled = pulled * (seen[0] if lines.slopes.parallel else torch.where(pulled > 0, *seen))
         else:
             offsets = [self._seen(name, offset.expand_as(value), rows, chunk) for offset in (lines.shift, lines.spread)]
             lead = 1 if len(seen[0]) == 1 else 0  # the pairs of one example share its lines
             upper = None if lines.slopes.parallel else seen[1]
-            parts = RelaxedRows.apply(_flat(own.nu).unsqueeze(lead), seen[0], upper, *offsets)
+            parts = RelaxedRows.apply(self._flat(own.nu).unsqueeze(lead), seen[0], upper, *offsets)
             pulled, shift, spread = (part.squeeze(lead) for part in parts)
-        result = replace(own, nu=pulled.reshape(own.nu.shape), clean=True)
+        result = replace(own, nu=self._shaped(pulled, own.nu.shape[1:]), clean=True)
         self._note(result)
         return shift - spread, shift + spread if lines.two_sided else torch.zeros_like(shift), result
 
@@ -447,9 +472,10 @@ class PairWalk:
         for weight, part in zip(weights, parts, strict=True):
             table, index = self._table(name, weight, shape, rows.place, chunk)
             if rows.owned:
-                result.append(_weighted(_flat(part(rows.nu)), table if len(table) == 1 else table.index_select(0, index)))
+                flat, own = self._flat(rows.nu), table if len(table) == 1 else table.index_select(0, index)
+                result.append(Reach.apply(flat, own) if part is Tensor.abs else _weighted(part(flat), own))
             else:
-                result.append((table @ _flat(part(rows.nu)).T)[index, chunk.templates])
+                result.append((table @ self._flat(part(rows.nu)).T)[index, chunk.templates])
         return result
 
     def _through_affine(self, name: str, rows: Rows, chunk: Chunk | None) -> tuple[Rows, ...] | None:
@@ -485,7 +511,7 @@ class PairWalk:
             nu = layer.pull_windows(rows.nu)
         else:
             window = tuple((n - 1) * s + e for n, s, e in zip(rows.nu.shape[2:], field.stride, field.extent, strict=True))
-            nu = (_flat(rows.nu) @ matrix).unflatten(1, (-1, *window))
+            nu = self._shaped(self._flat(rows.nu) @ matrix, (self._shape(self.run.program.parents[name][0])[0], *window))
         (parent,) = self.run.program.parents[name]
         result = replace(rows, nu=nu, place=place, clean=False)
         self._note(result)
@@ -502,7 +528,7 @@ class PairWalk:
             dense = window <= DENSER * math.prod(field.extent) and width * channels * window <= LARGEST_MAP
             value = self.run.values[name]
             eye = torch.eye(width if dense else 0, dtype=value.dtype, device=value.device)
-            self._maps[name, shape] = layer.pull_windows(eye.reshape(-1, *shape)).flatten(1) if dense else None
+            self._maps[name, shape] = self._flat(layer.pull_windows(self._shaped(eye, shape))) if dense else None
         return self._maps[name, shape]
 
     def _is_diagonal(self, name: str) -> bool:
@@ -545,7 +571,7 @@ class PairWalk:
         """Multiply pairs by something that every example shares, ``[1, *node]``."""
         alone = replace(chunk, start=(0, chunk.start[1]), stop=(1, chunk.stop[1]), examples=torch.zeros_like(chunk.examples))
         table, index = self._table(name, factor, rows.nu.shape[1:], rows.place, alone)
-        return replace(rows, nu=rows.nu * table[index].reshape(rows.nu.shape), clean=True)
+        return replace(rows, nu=rows.nu * self._shaped(table.index_select(0, index), rows.nu.shape[1:]), clean=True)
 
     def _cleaned(self, name: str, rows: Rows, chunk: Chunk) -> Rows:
         """Set windows to zero where they reach beyond the node."""
@@ -560,7 +586,10 @@ class PairWalk:
 
     def _owned(self, rows: Rows, chunk: Chunk) -> Rows:
         """Give every pair its own copy of its template."""
-        return rows if rows.owned else replace(rows, nu=rows.nu[chunk.templates], owned=True)
+        if rows.owned:
+            return rows
+        own = self._flat(rows.nu).index_select(0, chunk.templates)
+        return replace(rows, nu=self._shaped(own, rows.nu.shape[1:]), owned=True)
 
     def _merged(self, name: str, arrived: list[Rows], chunk: Chunk | None) -> Rows | None:
         """Add up what arrived at a node; without a chunk None says that it cannot be done yet."""
@@ -606,14 +635,15 @@ class PairWalk:
         examples = examples.expand(last, -1)[first:last] if len(examples) == 1 else examples[first:last]
         own = chunk.examples - first
         if place is None:
-            return examples, own
+            return self._flat(examples.reshape(-1, *self._shape(name))), own
         grid = (end - begin, *self.grid[1:])
         image = examples.reshape(last - first, *self._shape(name))
         for axis, (count, window) in enumerate(zip(grid, shape[1:], strict=True), start=2):
             stride, offset = place.stride[axis - 2], place.offset[axis - 2] + (begin * place.stride[0] if axis == 2 else 0)
             image = _windows(image, axis, count, stride, offset, window)
         axes = len(grid)
-        order = (0, *range(2, 2 + axes), 1, *range(2 + axes, 2 + 2 * axes))
+        window = range(2 + axes, 2 + 2 * axes)
+        order = (0, *range(2, 2 + axes), *((*window, 1) if self.images and axes == 2 else (1, *window)))
         table = image.permute(order).reshape(-1, math.prod(shape))
         across = math.prod(grid)
         return table, own * across + (chunk.positions - begin * math.prod(self.grid[1:]))
@@ -677,11 +707,6 @@ def _union(left: Rows, right: Rows) -> Rows:
 def _fixed(factor: Tensor) -> bool:
     """Whether a factor may be judged by its numbers: one that is trained must keep its derivative, whatever they are."""
     return not factor.requires_grad
-
-
-def _flat(nu: Tensor) -> Tensor:
-    """Bring rows to ``[rows, features]``; a node may have no axis but the batch's."""
-    return nu.flatten(1) if nu.dim() > 1 else nu[:, None]
 
 
 def _itself(nu: Tensor) -> Tensor:

@@ -192,8 +192,21 @@ def test_intermediate_steps_tighten_the_boxes():
     ids=str,
 )
 def test_pairs_climb_where_whole_rows_do(kind, region, monkeypatch):
+    climbs_where_whole_rows_do(*random_network(kind, 3), region, monkeypatch)
+
+
+@pytest.mark.parametrize("rows", ["windows", "whole rows"])
+def test_rows_of_images_climb_in_pairs(rows, monkeypatch):
+    """Rows with several channels, sizes that differ along the axes, and a padding, in whatever order they lie in memory."""
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(4, 3, (3, 2)), nn.ReLU()]
+    last = [nn.Conv2d(3, 3, 2)] if rows == "windows" else [nn.Flatten(), nn.Linear(36, 6), nn.ReLU(), nn.Linear(6, 3)]
+    model = stretched(nn.Sequential(*convolutions, *last, nn.Flatten()).double().eval())
+    climbs_where_whole_rows_do(model, (2, 7, 12) if rows == "windows" else (2, 9, 9), autodual.LInf(0.1), monkeypatch)
+
+
+def climbs_where_whole_rows_do(model, shape, region, monkeypatch):
     """Boxes are the same, and so are bounds, whose derivatives lead uphill; windows that stick out count nothing."""
-    model, shape = random_network(kind, 3)
     x = torch.rand(3, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     net, found = autodual.certify(model), []
     for in_pairs in (True, False):
