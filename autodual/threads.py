@@ -6,8 +6,10 @@ faster by a thread each.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -41,11 +43,21 @@ def in_threads(work: Callable[[Part], Result], parts: Iterable[Part], like: Tens
         with torch.inference_mode(inference), torch.no_grad():
             return work(part)
 
+    torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(alone, parts))
+        return list(_pool(threads).map(alone, parts))
     finally:
         torch.set_num_threads(threads)
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Return threads that are kept: the first matrix product of a new one takes as long as some chunks do."""
+    return ThreadPoolExecutor(threads, "autodual", torch.set_num_threads, (1,))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child process has none of its parent's threads
 
 
 def evenly(count: int, room: int, threads: int) -> int:

@@ -197,8 +197,8 @@ class PairWalk:
         """Bring rows from ``[rows, features]`` back to a shape."""
         if self.images and len(shape) == 3:
             channels, *size = shape
-            return flat.view(-1, *size, channels).permute(0, 3, 1, 2)
-        return flat.view(-1, *shape)
+            return flat.view(len(flat), *size, channels).permute(0, 3, 1, 2)
+        return flat.view(len(flat), *shape)
 
     # Which rows there are.
 

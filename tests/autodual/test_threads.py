@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -57,6 +60,29 @@ def test_an_error_arrives_and_threads_are_put_back(three):
     with torch.no_grad(), pytest.raises(ValueError, match="the fifth part"):
         in_threads(work, range(6), torch.zeros(1))
     assert torch.get_num_threads() == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_process_has_threads_of_its_own(three):
+    def work(part: int) -> int:
+        return 2 * part
+
+    with torch.no_grad():
+        assert in_threads(work, range(6), torch.zeros(1)) == [0, 2, 4, 6, 8, 10]
+        child = os.fork()
+        if not child:
+            os._exit(0 if in_threads(work, range(6), torch.zeros(1)) == [0, 2, 4, 6, 8, 10] else 1)
+        for _ in range(600):
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                break
+            time.sleep(0.1)
+        else:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            pytest.fail("the child did not end")
+    assert status == 0
 
 
 @pytest.mark.parametrize(
