@@ -45,7 +45,6 @@ OURS: dict[str, autodual.methods.Method] = {
     "optimized 20": autodual.Optimized(steps=20),
     "optimized 20+12": autodual.Optimized(steps=20, hidden_steps=12),
     "optimized 20+12, all rows": autodual.Optimized(steps=20, hidden_steps=12, hidden_rows=10**6),
-    "optimized 20+14, all rows": autodual.Optimized(steps=20, hidden_steps=14, hidden_rows=10**6),
     "optimized 20+20, all rows": autodual.Optimized(steps=20, hidden_steps=20, hidden_rows=10**6),
     "optimized 100": autodual.Optimized(steps=100),
 }

@@ -29,16 +29,16 @@ from dual_layers.contract import Choice
 LIVE = 3
 """Copies of a row at each node that an ascent holds: the row, what it was multiplied with, and the derivative."""
 
-STEP = 0.5
+STEP = 0.6
 """First step, as a share of a slope's range."""
 
-SHRINKING = 1.25
+SHRINKING = 1.5
 """The last step is as much smaller as this power of the number of steps."""
 
-FADING = 0.5
+FADING = 0.4
 """How much of the running means of derivatives, and of their squares, a step keeps."""
 
-SMALL = 0.4
+SMALL = 0.3
 """Derivatives, as shares of a box, that are smaller than so much of a step make smaller steps (decision 0011)."""
 
 
