@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from threading import Barrier, Lock, Thread
 from typing import TypeVar
 
 import torch
@@ -22,7 +23,8 @@ Result = TypeVar("Result")
 def workers(like: Tensor) -> int:
     """Return how many threads may work beside each other on tensors like this one.
 
-    Operators of other devices do not wait for each other anyway, and what autograd records belongs to one thread.
+    One where derivatives are recorded, for that is switched on by each thread for itself; one for other devices, whose
+    operators do not wait for each other anyway.
     """
     return 1 if torch.is_grad_enabled() or like.device.type != "cpu" else torch.get_num_threads()
 
@@ -36,28 +38,60 @@ def in_threads(work: Callable[[Part], Result], parts: Iterable[Part], like: Tens
         like: a tensor of the device in question.
     """
     parts, threads, inference = list(parts), workers(like), torch.is_inference_mode_enabled()
-    if threads == 1 or len(parts) < threads:
-        return [work(part) for part in parts]
 
     def alone(part: Part) -> Result:
         with torch.inference_mode(inference), torch.no_grad():
             return work(part)
 
-    torch.set_num_threads(1)
+    if not 1 < threads <= len(parts):
+        return [work(part) for part in parts]
     try:
-        return list(_pool(threads).map(alone, parts))
-    finally:
-        torch.set_num_threads(threads)
+        futures = [_pool(threads).submit(alone, part) for part in parts]
+    except RuntimeError:  # at the interpreter's end there are no threads to be had any more
+        return [work(part) for part in parts]
+    return [future.result() for future in futures]
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Return threads that are kept: the first matrix product of a new one takes as long as some chunks do."""
+    with _making:
+        return _kept(threads)
 
 
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Return threads that are kept: the first matrix product of a new one takes as long as some chunks do."""
-    return ThreadPoolExecutor(threads, "autodual", torch.set_num_threads, (1,))
+def _kept(threads: int) -> ThreadPoolExecutor:
+    """Start threads whose operators have one thread each.
+
+    ``torch.set_num_threads`` sets the number for its own thread and, alas, for those that start later, so that has to be put
+    back. A thread learns of it when it first asks.
+    """
+    known, ready = [], Barrier(threads)
+
+    def settle() -> None:
+        known.append(torch.get_num_threads())
+        ready.wait(timeout=60)
+        torch.set_num_threads(1)
+
+    pool = ThreadPoolExecutor(threads, "autodual", settle)
+    list(pool.map(lambda _: None, range(threads)))  # a thread for each, since none is idle before all have come
+    putting_back = Thread(target=torch.set_num_threads, args=known[:1])
+    putting_back.start()
+    putting_back.join()
+    return pool
+
+
+_making = Lock()
+
+
+def _forget_threads() -> None:
+    """Start anew in a child process, which has none of its parent's threads."""
+    global _making
+    _making = Lock()
+    _kept.cache_clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child process has none of its parent's threads
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 def evenly(count: int, room: int, threads: int) -> int:

@@ -33,7 +33,7 @@ DENSER = 8
 LARGEST_MAP = 2**22
 """Elements that the matrix of such a product may have."""
 PARTS = 4
-"""Groups of chunks for each thread that need not be split evenly: they even out."""
+"""With so many groups of examples for each thread, groups need not be split evenly for threads to end at one time."""
 GATHERING = 1.5
 """What an element costs whose lines must be gathered for every pair, or whose rows leave the cache, beside any other."""
 

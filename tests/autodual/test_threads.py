@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -60,6 +62,42 @@ def test_an_error_arrives_and_threads_are_put_back(three):
     with torch.no_grad(), pytest.raises(ValueError, match="the fifth part"):
         in_threads(work, range(6), torch.zeros(1))
     assert torch.get_num_threads() == 3
+
+
+def test_threads_that_start_meanwhile_have_the_usual_number(three):
+    seen: list[int] = []
+
+    def work(_: int) -> None:
+        other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+
+    with torch.no_grad():
+        for _ in range(3):
+            in_threads(work, range(6), torch.zeros(1))
+    other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    other.start()
+    other.join()
+    assert seen == [3] * 19
+
+
+SCRIPT = """
+import threading, time, torch
+from autodual.threads import in_threads
+
+def job():
+    time.sleep(0.5)
+    with torch.no_grad():
+        print(in_threads(lambda part: part + 1, range(4), torch.zeros(1)))
+
+torch.set_num_threads(2)
+threading.Thread(target=job).start()
+"""
+
+
+def test_work_is_done_though_the_main_thread_has_ended():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.strip() == "[1, 2, 3, 4]", done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
