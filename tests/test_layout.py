@@ -16,6 +16,7 @@ EXTRAS = {"autodual.cli": {"rich", "matplotlib"}, "autodual.testing": {"hypothes
 # Each line may import from itself and from the lines above it.
 LEVELS = (
     "dual_layers",
+    "threads",
     "errors rendering estimators graph layout methods regions isolation origins operators primal specification normalize",
     "search",
     "passes proxies leaves interception symbolic export expand trace",
