@@ -299,12 +299,18 @@ class PairWalk:
         chunks = [self._chunk(part) for part in self._split(pairs)]
         if torch.is_grad_enabled() and len(chunks) > 1:
             return [checkpoint(self._walk, chunk, frontier, use_reentrant=False) for chunk in chunks]
+        if self._threads == 1:
+            return [self._walk(chunk, frontier) for chunk in chunks]
         return in_threads(lambda chunk: copy(self)._walk(chunk, frontier), chunks, self.run.values[self.target])
+
+    @property
+    def _threads(self) -> int:
+        """How many threads walk chunks: one without convolutions, since products of matrices are shared out well."""
+        return workers(self.run.values[self.target]) if self.images else 1
 
     def _split(self, pairs: tuple[Tensor, Tensor, Tensor]) -> Iterator[tuple[Tensor, ...]]:
         """Split pairs so that neither their rows nor what is laid out for their examples takes much memory."""
-        value = self.run.values[self.target]
-        threads = workers(value)
+        value, threads = self.run.values[self.target], self._threads
         room = min(self.pieces * PIECE, self.run.budget // (self.pieces * threads))
         room = max(1, room // (self._peak * value.element_size()))
         most = 4 * room // math.prod(self.grid or (1,))
