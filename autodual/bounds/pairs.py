@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from autodual.bounds.picked_rows import Reach
+from autodual.bounds.picked_rows import Reach, weighted
 from autodual.bounds.relaxed_rows import RelaxedRows
 from autodual.bounds.run import Run, identity_rows
 from autodual.regions import Region
@@ -479,7 +479,7 @@ class PairWalk:
             table, index = self._table(name, weight, shape, rows.place, chunk)
             if rows.owned:
                 flat, own = self._flat(rows.nu), table if len(table) == 1 else table.index_select(0, index)
-                result.append(Reach.apply(flat, own) if part is Tensor.abs else _weighted(part(flat), own))
+                result.append(Reach.apply(flat, own) if part is Tensor.abs else weighted(part(flat), own))
             else:
                 result.append((table @ self._flat(part(rows.nu)).T)[index, chunk.templates])
         return result
@@ -678,11 +678,6 @@ def _behind(place: Place, field: Field) -> Place:
         tuple(s * f for s, f in zip(place.stride, field.stride, strict=True)),
         tuple(o * f - p for o, f, p in zip(place.offset, field.stride, field.padding, strict=True)),
     )
-
-
-def _weighted(rows: Tensor, weights: Tensor) -> Tensor:
-    """Sum rows times weights, ``[pairs, features]``; one row of weights stands for all."""
-    return rows @ weights[0] if len(weights) == 1 else torch.bmm(rows[:, None], weights[..., None])[:, 0, 0]
 
 
 def _stride(rows: Rows) -> tuple[int, ...] | None:

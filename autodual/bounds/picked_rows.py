@@ -107,8 +107,7 @@ class Reach(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, weights: Tensor) -> Float[Tensor, " rows"]:
         """Return the sums."""
         ctx.save_for_backward(rows, weights)
-        sizes = rows.abs()
-        return sizes @ weights[0] if len(weights) == 1 else torch.bmm(sizes[:, None], weights[..., None])[:, 0, 0]
+        return weighted(rows.abs(), weights)
 
     @staticmethod
     @once_differentiable
@@ -120,3 +119,8 @@ class Reach(torch.autograd.Function):
             return own, None
         sizes = rows.abs()
         return own, (given @ sizes)[None] if len(weights) == 1 else sizes.mul_(given[:, None])
+
+
+def weighted(rows: Tensor, weights: Tensor) -> Float[Tensor, " rows"]:
+    """Sum rows times weights, ``[rows, features]``; one row of weights stands for all."""
+    return rows @ weights[0] if len(weights) == 1 else torch.bmm(rows[:, None], weights[..., None])[:, 0, 0]
