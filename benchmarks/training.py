@@ -2,13 +2,11 @@
 
     python benchmarks/training.py cost [--batch 50] [--repeats 7]
     python benchmarks/training.py losses --data DIR [--minutes 5] [--eps 0.1 0.3] [--only interval sabr]
-    python benchmarks/training.py projections --data DIR [--epochs 5] [--images 10000]
 
 ``cost`` times a training step of the thesis' small architecture beside a plain one in the same run, and steps of peers that
 can be imported (auto_LiRPA, convex_adversarial). ``losses`` trains that architecture on MNIST by each loss for equally long,
 certifies the whole test set, and draws clean against certified error; rows in the output folder's ``losses.csv`` are not done
 again.
-``projections`` trains by the thesis' own loss, exactly and on random projections.
 Everything is seeded; times mean something on an idle machine only.
 """
 
@@ -319,45 +317,6 @@ def _close(points: list[tuple[float, str, float, float]]) -> list[list[tuple[flo
     return groups
 
 
-def projections(arguments: argparse.Namespace) -> None:
-    """Train by the thesis' loss, exactly and by projections, for equally many epochs; judge by the exact dual bound."""
-    keep_freed_memory()
-    data, test = _mnist(arguments.data, TRAIN, arguments.images), _mnist(arguments.data, TEST, arguments.test)
-    rows = []
-    losses: dict[str, dict[str, Any]] = {
-        "exact": {"method": {"name": "dual"}},
-        "r=10": {"method": {"name": "projected", "r": 10}},
-        "r=10, fused": {"method": {"name": "projected", "r": 10}, "options": {"objective": "fused"}},
-        "r=10, last estimated": {"method": {"name": "projected", "r": 10, "last_exact": False}},
-        "r=50": {"method": {"name": "projected", "r": 50}},
-    }
-    for name, loss in losses.items():
-        if arguments.only and name not in arguments.only:
-            continue
-        ramp = {"kind": "linear", "start": 0.01, "end": 0.1, "length": 0.6 * arguments.epochs}
-        settings = {
-            "epochs": arguments.epochs,
-            "batch": 50,
-            "loss": {"name": "robust", **loss},
-            "schedules": {"eps": ramp, "lr": 1e-3},
-            "evaluation": {"methods": ["interval"], "attack": 0, "train": 0, "every": 10**6, "limit": 1},
-        }
-        torch.manual_seed(arguments.seed)
-        model = small()
-        result = train(model, data, Config.build(settings | {"seed": arguments.seed}))
-        found = judge(
-            autodual.certify(model), test, autodual.LInf(0.1), ("dual",), index=torch.arange(len(test)), attack=20
-        ).totals()
-        errors = [100 * (1 - found[key]) for key in ("clean", "attacked", "certified")]
-        rows.append([name, f"{result.seconds:.0f}", *(f"{e:.2f} %" for e in errors)])
-        print("  ".join(rows[-1]), flush=True)
-    print(
-        f"small architecture, {len(data)} MNIST images, {arguments.epochs} epochs, eps to 0.1, no domain, "
-        f"seed {arguments.seed}; {machine()}"
-    )
-    print(table(["bound in training", "seconds", "clean error", "PGD error", "robust error (dual)"], rows))
-
-
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -371,7 +330,7 @@ def _threads(count: int) -> Iterator[None]:
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("cost", "losses", "projections"))
+    parser.add_argument("part", choices=("cost", "losses"))
     parser.add_argument("--data", type=Path, help="folder with mnist_train.npz and mnist_test.npz")
     parser.add_argument("--output", type=Path, default=Path("out"), help="folder for pictures")
     parser.add_argument("--threads", type=int, default=1)
@@ -379,17 +338,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--domain", action="store_true", help="cost: cut the ball by 0..1, as training does")
     parser.add_argument("--minutes", type=float, default=5.0)
-    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--images", type=int, help="training images")
     parser.add_argument("--test", type=int, help="test images")
     parser.add_argument("--eps", type=float, nargs="+", default=[0.1, 0.3])
     parser.add_argument("--only", nargs="+", help="names of losses")
-    parser.add_argument("--seed", type=int, default=0, help="projections: of weights, batches and noise")
     arguments = parser.parse_args()
     if arguments.part != "cost" and arguments.data is None:
         parser.error(f"{arguments.part} needs --data")
     with _threads(arguments.threads):
-        {"cost": cost, "losses": losses, "projections": projections}[arguments.part](arguments)
+        {"cost": cost, "losses": losses}[arguments.part](arguments)
 
 
 if __name__ == "__main__":

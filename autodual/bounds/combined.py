@@ -43,7 +43,7 @@ class Combined:
         for name in own[0].boxes:
             run.boxes[name] = meet(meet(*(fork.boxes[name] for fork in own)), run.hull(name))
             run.how[name] = own[0].how.get(name, "")
-        if method.hidden_steps:
+        if method.steps_inside and method.hidden_rows != 0:
             self._refine()
         self.runs = [self._with_lines(fork) for fork in own]
         run.lines = self.runs[0].lines
@@ -121,10 +121,10 @@ class Combined:
                 if wanted is None:
                     continue
                 own = climbing_run(run, name)
-                walk = None if own is None else PairAscent(own, name, wanted, self.method.hidden_steps)
-                rows = min(self.method.hidden_rows, run.features(name))
-                most = rows if walk is None else walk.worth(rows)
-                wanted = self._loosest(consumer, name, wanted, most)
+                walk = None if own is None else PairAscent(own, name, wanted, self.method.steps_inside)
+                if (rows := self.method.hidden_rows) is not None:
+                    rows = min(rows, run.features(name))
+                    wanted = self._loosest(consumer, name, wanted, rows if walk is None else walk.worth(rows))
                 if wanted.any():
                     found = self._climbed_alone(name, wanted) if walk is None else self._climbed_in_pairs(walk, wanted)
                     run.boxes[name] = meet(run.boxes[name], run.rounded(name, found))
@@ -160,7 +160,7 @@ class Combined:
             sign = torch.where(row < run.features(name), 1, -1)
             return (sign[:, None] * one_hot(row % run.features(name), run.features(name))).to(reference)
 
-        found = climb(run, name, pairs, torch.cat([wanted.T, wanted.T]), Ascent(self.method.hidden_steps), magnitude=False)
+        found = climb(run, name, pairs, torch.cat([wanted.T, wanted.T]), Ascent(self.method.steps_inside), magnitude=False)
         below, above = found.lower.chunk(2)
         return Interval(*(run.node(name, end) for end in (reference + below.T, reference - above.T)))
 

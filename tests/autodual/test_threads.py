@@ -138,7 +138,7 @@ def test_parts_are_even_and_fit(count, room, threads):
 
 
 @pytest.mark.parametrize(
-    "method", [autodual.Adaptive(), autodual.Optimized(3, hidden_steps=3, hidden_rows=10**6)], ids=["adaptive", "optimized"]
+    "method", [autodual.Adaptive(), autodual.Optimized(3)], ids=["adaptive", "optimized"]
 )
 def test_bounds_are_those_of_one_thread(three, method, monkeypatch):
     torch.manual_seed(0)
