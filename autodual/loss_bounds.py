@@ -12,6 +12,7 @@ from torch import Tensor
 from autodual.bounds.backward import backward
 from autodual.bounds.bound import bound_rows
 from autodual.bounds.intermediate import relax
+from autodual.bounds.once import once
 from autodual.bounds.run import Run
 from autodual.errors import SpecificationError
 from autodual.methods import IBP, Adaptive, Dual, Method, at_once, resolve
@@ -110,7 +111,7 @@ class LossBounds:
         """Return the interval bounds of the inputs of element-wise nonlinear operators, in topological order."""
         program = self.run.program
         names = [name for name in program.relaxed if program.rules[name].facts.positionwise]
-        return [self.run.hull(parent) for name in names for parent in program.parents[name]]
+        return [self.run.hull(parent).map(once) for name in names for parent in program.parents[name]]
 
     def distances(self, method: Dual | Adaptive) -> Float[Tensor, "batch rivals"]:
         """Return how far the region's centre is from the planes where linear bounds of the margins are zero.
@@ -132,4 +133,4 @@ class LossBounds:
             if name in run.regions:
                 region = run.regions[name]
                 reach = reach + region.excess(run.given[name], run.expand(name, nu if region.symmetric else -nu)).T
-        return 1 + margins.clamp(min=-reach) / reach.clamp(min=torch.finfo(reach.dtype).tiny)
+        return once(1 + margins.clamp(min=-reach) / reach.clamp(min=torch.finfo(reach.dtype).tiny))

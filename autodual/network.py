@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from autodual.accounting import Accountant
 from autodual.bounds.bound import bound_rows, solve_relaxation
 from autodual.bounds.linear_program import Relaxation
+from autodual.bounds.once import once
 from autodual.bounds.run import Run
 from autodual.domains import violations
 from autodual.errors import SpecificationError, TraceError
@@ -136,7 +137,8 @@ class BoundModule(nn.Module):
             allow_rounding: move both ends outwards by what float rounding may cost, as ``verify`` does.
 
         Returns:
-            ``Bounds`` with ``lower`` and ``upper``, each ``(batch, rows)``. Where nothing is known they are infinite.
+            ``Bounds`` with ``lower`` and ``upper``, each ``(batch, rows)``. Where nothing is known they are infinite. They can
+            be differentiated once: a second derivative raises RuntimeError.
 
         Raises:
             SpecificationError: input, region or specification do not fit the model.
@@ -334,7 +336,7 @@ class BoundModule(nn.Module):
         run = self._run(problem)
         bound_rows(run, options, None)
         guarantee = problem.guarantee & options.guarantee
-        return {name: Interval(box.lower, box.upper, guarantee) for name, box in run.boxes.items()}
+        return {name: Interval(once(box.lower), once(box.upper), guarantee) for name, box in run.boxes.items()}
 
     @_outside_inference
     def linear_program(self, x: Inputs, region: Regions, spec: Tensor | None = None, method: LP | None = None) -> Relaxation:

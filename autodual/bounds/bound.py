@@ -15,6 +15,7 @@ from autodual.bounds.combined import Combined
 from autodual.bounds.intermediate import allowance, in_chunks, relax
 from autodual.bounds.interval_walk import interval_rows
 from autodual.bounds.linear_program import Relaxation, relaxation, tightened
+from autodual.bounds.once import once
 from autodual.bounds.projected import Projections
 from autodual.bounds.run import Run, meet
 from autodual.methods import IBP, LP, Auto, Method, Optimized
@@ -41,8 +42,8 @@ def bound_rows(
         known: runs of the same examples whose boxes another method has found.
 
     Returns:
-        lower, upper and float allowance (0 where nothing is claimed), each ``(batch, rows)``; NaN is replaced by what it
-        proves: nothing.
+        lower, upper and float allowance (0 where nothing is claimed), each ``(batch, rows)`` and differentiable once; NaN is
+        replaced by what it proves: nothing.
     """
     output = run.program.graph.output
     if output not in run.program.rules and output not in run.program.sources:
@@ -50,7 +51,7 @@ def bound_rows(
     if isinstance(method, IBP) and lower_only and spec is not None and not run.claim:
         rows = (spec[None] if spec.ndim == 2 else spec).expand(run.batch, -1, -1)
         lower = interval_rows(run, rows.movedim(1, 0))
-        return _known(lower, -torch.inf), torch.full_like(lower, torch.inf), torch.zeros_like(lower)
+        return once(_known(lower, -torch.inf)), torch.full_like(lower, torch.inf), torch.zeros_like(lower)
     if isinstance(method, Auto):
         turns = Escalation(run, method, until_positive=until_positive, lower_only=lower_only)
         return turns.bounds(spec, partial(bound_rows, lower_only=lower_only, until_positive=until_positive))
@@ -80,7 +81,7 @@ def bound_rows(
     slack = torch.zeros_like(lower)
     if proves:
         slack = allowance(run, reference.abs().sum(-1), deviation).masked_fill(run.may_overflow()[:, None], torch.inf)
-    return _known(lower, -torch.inf), _known(upper, torch.inf), _known(slack, torch.inf)
+    return once(_known(lower, -torch.inf)), once(_known(upper, torch.inf)), once(_known(slack, torch.inf))
 
 
 def _relaxed(

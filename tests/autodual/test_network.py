@@ -759,3 +759,22 @@ def test_autocast_is_refused(call):
             ask()
         with torch.autocast("cpu", enabled=False):
             ask()
+
+
+@pytest.mark.parametrize("method", [*METHODS, autodual.Optimized(2), "auto", autodual.Projected(r=5)], ids=str)
+def test_a_second_derivative_is_refused_before_it_is_wrong(method):
+    model = mlp()
+    net, region, parameters = autodual.certify(model), LInf(0.1), list(model.parameters())
+    x, y = torch.rand(2, 4).double(), torch.tensor([0, 2])
+    boxes = net.intermediate(x, region, method)
+    values = [
+        net.bounds(x, region, method=method).lower,
+        net.robust_loss(x, y, region, method),
+        *(box.upper for box in boxes.values()),
+    ]
+    values += [net.loss_bounds(x, y, region).cross_entropy(method), net.loss_bounds(x, y, region).hidden()[0].lower]
+    values += [net.loss_bounds(x, y, region).distances(Adaptive())]
+    for value in values:
+        with pytest.raises(RuntimeError, match="once, not twice"):
+            torch.autograd.grad(value.sum(), parameters, create_graph=True, allow_unused=True)
+        assert torch.autograd.grad(value.sum(), parameters[:1], retain_graph=True)[0].isfinite().all()

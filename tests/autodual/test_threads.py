@@ -137,9 +137,7 @@ def test_parts_are_even_and_fit(count, room, threads):
         assert len(parts) % threads == 0
 
 
-@pytest.mark.parametrize(
-    "method", [autodual.Adaptive(), autodual.Optimized(3)], ids=["adaptive", "optimized"]
-)
+@pytest.mark.parametrize("method", [autodual.Adaptive(), autodual.Optimized(3)], ids=["adaptive", "optimized"])
 def test_bounds_are_those_of_one_thread(three, method, monkeypatch):
     torch.manual_seed(0)
     model = nn.Sequential(
