@@ -89,7 +89,8 @@ def _bound(
     operator = operator_of(node, model)
     if rule not in cases(operator) or (isinstance(operator, nn.Module) and not is_leaf(operator)):
         raise SpecificationError(
-            f'the module behind node "{node.name}" at {node.origin} was replaced: call autodual.certify again'
+            f'the module behind node "{node.name}" at {node.origin} was replaced, or has a forward hook that it had not '
+            "(every module has, within torch's FlopCounterMode and the like): remove it, or call autodual.certify again"
         )
     return rule(_call(node, operator, parents, values.__getitem__))
 

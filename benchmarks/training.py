@@ -4,9 +4,10 @@
     python benchmarks/training.py losses --data DIR [--minutes 5] [--eps 0.1 0.3] [--only interval sabr]
 
 ``cost`` times a training step of the thesis' small architecture beside a plain one in the same run, and steps of peers that
-can be imported (auto_LiRPA, convex_adversarial). ``losses`` trains that architecture on MNIST by each loss for equally long,
-certifies the whole test set, and draws clean against certified error; rows in the output folder's ``losses.csv`` are not done
-again.
+can be imported (auto_LiRPA, convex_adversarial). Its last column counts the multiplications of convolutions and matrix
+products in plain steps: below that no step comes whose arithmetic runs as fast as a plain one's.
+``losses`` trains that architecture on MNIST by each loss for equally long, certifies the whole test set, and draws clean
+against certified error; rows in the output folder's ``losses.csv`` are not done again.
 Everything is seeded; times mean something on an idle machine only.
 """
 
@@ -25,7 +26,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
+from torch.utils.flop_counter import flop_registry
 
 import autodual
 from autodual.losses import (
@@ -93,21 +96,46 @@ def cost(arguments: argparse.Namespace) -> None:
     def plain() -> Tensor:
         return F.cross_entropy(model(x), y)
 
+    def multiplications(loss: Callable[[], Tensor]) -> int:
+        with Multiplications() as counted:
+            step(loss)
+        return counted.total
+
     rows = []
+    step(plain)
+    least = multiplications(plain)
     losses = {name: _call(make(net), x, y, region) for name, make in STEPS.items()} | _peers(model, x, y)
     for name, loss in losses.items():
         if arguments.only and name not in arguments.only:
             continue
         step(loss)
+        count = multiplications(loss) / least
         own, reference = [], []
         for _ in range(arguments.repeats):
             own.append(step(loss))
             reference += [step(plain) for _ in range(3)]
         walls = [wall for wall, _ in own]
         shares = [_ratio(own, reference, clock, pick) for clock in (0, 1) for pick in (min, statistics.median)]
-        rows.append([name, f"{1e3 * min(walls):.1f}", f"{1e3 * statistics.median(walls):.1f}", *map("{:.2f}".format, shares)])
+        rows.append(
+            [name, f"{1e3 * min(walls):.1f}", f"{1e3 * statistics.median(walls):.1f}", *map("{:.2f}".format, [*shares, count])]
+        )
     print(f"One training step, batch {arguments.batch}, {region!r}, small architecture; {machine()}")
-    print(table(["loss", "ms min", "ms median", "x plain min", "x plain median", "CPU min", "CPU median"], rows))
+    print(
+        table(["loss", "ms min", "ms median", "x plain min", "x plain median", "CPU min", "CPU median", "x plain mults"], rows)
+    )
+
+
+class Multiplications(TorchDispatchMode):
+    """Counts what convolutions and matrix products multiply, as torch's own counter does, which hooks every module besides."""
+
+    total = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator and add up."""
+        result = function(*args, **(kwargs or {}))
+        count = flop_registry.get(function._overloadpacket)
+        self.total += count(*args, **(kwargs or {}), out_val=result) // 2 if count else 0
+        return result
 
 
 def _call(loss: Loss, x: Tensor, y: Tensor, region: autodual.Region) -> Callable[[], Tensor]:
