@@ -6,6 +6,7 @@ Attacks see the model in evaluation mode.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -69,7 +70,28 @@ class SABRLoss(_Attacking):
         return regularized(losses, regularize, bounds, small, x)
 
 
-class MTLIBPLoss(_Attacking):
+class _Between(_Attacking):
+    """A loss between the margins that an attack leaves and those that intervals prove (De Palma et al., 2024)."""
+
+    numbers: ClassVar[Mapping[str, float]] = {"alpha": 0.5, "regularize": 0.0}
+
+    def each(self, x: Any, y: Tensor, region: Region, *, alpha: float, regularize: float) -> Tensor:
+        """Return every example's loss; a part without weight is not computed."""
+        bounds = self.network.loss_bounds(x, y, region)
+        attacked = proved = None
+        if check_share("alpha", alpha) < 1:
+            scores = self.network(self.attacked(x, bounds.y, region))
+            attacked = scores.gather(1, bounds.y[:, None]) - scores
+        if alpha:
+            proved = bounds.margins("interval")
+        return regularized(self.between(alpha, attacked, proved, bounds.y), regularize, bounds, region, x)
+
+    @abstractmethod
+    def between(self, alpha: float, attacked: Tensor | None, proved: Tensor | None, y: Tensor) -> Tensor:
+        """Return the losses of two kinds of margins, ``(batch, classes)``, of which one without weight is None."""
+
+
+class MTLIBPLoss(_Between):
     """A mean of the attacked loss and interval training's. Source: De Palma et al., expressive losses (2024).
 
         (1 - alpha) * cross_entropy(f(attacked)) + alpha * loss(interval margins)
@@ -81,21 +103,12 @@ class MTLIBPLoss(_Attacking):
         numbers: ``alpha``; ``regularize`` as for ``RobustLoss``.
     """
 
-    numbers: ClassVar[Mapping[str, float]] = {"alpha": 0.5, "regularize": 0.0}
-
-    def each(self, x: Any, y: Tensor, region: Region, *, alpha: float, regularize: float) -> Tensor:
-        """Return every example's loss."""
-        bounds = self.network.loss_bounds(x, y, region)
-        attacked = proved = None
-        if check_share("alpha", alpha) < 1:
-            attacked = F.cross_entropy(self.network(self.attacked(x, bounds.y, region)), bounds.y, reduction="none")
-        if alpha:
-            proved = of_margins(bounds.margins("interval"), bounds.y)
-        losses = mixed(alpha, attacked, proved)
-        return regularized(losses, regularize, bounds, region, x)
+    def between(self, alpha: float, attacked: Tensor | None, proved: Tensor | None, y: Tensor) -> Tensor:
+        """Mix losses."""
+        return mixed(alpha, *(None if margins is None else of_margins(margins, y) for margins in (attacked, proved)))
 
 
-class CCIBPLoss(_Attacking):
+class CCIBPLoss(_Between):
     """The loss of margins between attacked ones and interval bounds. Source: De Palma et al., expressive losses (2024).
 
         loss((1 - alpha) * margins of f(attacked) + alpha * interval margins)
@@ -107,19 +120,9 @@ class CCIBPLoss(_Attacking):
         numbers: ``alpha``; ``regularize`` as for ``RobustLoss``.
     """
 
-    numbers: ClassVar[Mapping[str, float]] = {"alpha": 0.5, "regularize": 0.0}
-
-    def each(self, x: Any, y: Tensor, region: Region, *, alpha: float, regularize: float) -> Tensor:
-        """Return every example's loss."""
-        bounds = self.network.loss_bounds(x, y, region)
-        attacked = proved = None
-        if check_share("alpha", alpha) < 1:
-            scores = self.network(self.attacked(x, bounds.y, region))
-            attacked = scores.gather(1, bounds.y[:, None]) - scores
-        if alpha:
-            proved = bounds.margins("interval")
-        losses = of_margins(mixed(alpha, attacked, proved), bounds.y)
-        return regularized(losses, regularize, bounds, region, x)
+    def between(self, alpha: float, attacked: Tensor | None, proved: Tensor | None, y: Tensor) -> Tensor:
+        """Mix margins."""
+        return of_margins(mixed(alpha, attacked, proved), y)
 
 
 def small_box(region: Region, x: Tensor, around: Tensor, shrink: float) -> Box:

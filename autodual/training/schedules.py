@@ -60,7 +60,49 @@ class Constant(Schedule):
 
 
 @dataclass(frozen=True)
-class Linear(Schedule):
+class Ramp(Schedule):
+    """A way from one value to another; constant before and after.
+
+    Attributes:
+        start: value up to ``begin``.
+        end: value from ``begin + length`` on.
+        begin: epochs before it moves.
+        length: epochs that it moves for.
+    """
+
+    start: float
+    end: float
+    begin: float = 0.0
+    length: float = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        _check_numbers(self, "start", "end", "begin", "length")
+        kind = type(self).__name__
+        if self.begin < 0:
+            raise SpecificationError(f"{kind}: begin, in epochs, must be at least 0, got {self.begin!r}")
+        if self.length <= 0:
+            raise SpecificationError(
+                f"{kind}: length, in epochs, must be positive, got {self.length!r}; for a value that never moves use Constant"
+            )
+
+    def __call__(self, progress: float) -> float:
+        """Return the value after ``progress`` epochs."""
+        share = min(max((progress - self.begin) / self.length, 0.0), 1.0)
+        return _between(self.start, self.end, self.height(share) if share < 1 else 1.0)
+
+    @property
+    def settled(self) -> float:
+        """The end of the way."""
+        return self.begin + self.length
+
+    @abstractmethod
+    def height(self, share: float) -> float:
+        """Return how far it has come, from 0 to 1, when a share of ``length`` is done."""
+
+
+@dataclass(frozen=True)
+class Linear(Ramp):
     """A straight line from ``start`` to ``end``; constant before and after.
 
     Attributes:
@@ -75,27 +117,13 @@ class Linear(Schedule):
         [0.0, 0.0, 0.05, 0.1, 0.1]
     """
 
-    start: float
-    end: float
-    begin: float = 0.0
-    length: float = field(kw_only=True)
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        _check_ramp(self)
-
-    def __call__(self, progress: float) -> float:
-        """Return the value after ``progress`` epochs."""
-        return _between(self.start, self.end, _share(self, progress))
-
-    @property
-    def settled(self) -> float:
-        """The end of the line."""
-        return self.begin + self.length
+    def height(self, share: float) -> float:
+        """Return the share."""
+        return share
 
 
 @dataclass(frozen=True)
-class Smooth(Schedule):
+class Smooth(Ramp):
     """A slow start ``a t^power`` that goes over into a straight line at ``middle`` of the way, with one derivative there.
 
     Growing radii are usually given this form: the first steps, when the bounds of the untrained network are worst, are the
@@ -117,40 +145,27 @@ class Smooth(Schedule):
         [0.0, 0.0002, 0.0077, 0.0385, 0.1]
     """
 
-    start: float
-    end: float
-    begin: float = 0.0
-    length: float = field(kw_only=True)
     middle: float = 0.25
     power: float = 4.0
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        _check_ramp(self)
+        super().__post_init__()
         _check_numbers(self, "middle", "power")
         if not 0 < self.middle < 1:
             raise SpecificationError(f"Smooth: middle must lie between 0 and 1, got {self.middle!r}; 0.25 is usual")
         if self.power < 1:
             raise SpecificationError(f"Smooth: power must be at least 1, got {self.power!r}; 4 is usual")
 
-    def __call__(self, progress: float) -> float:
-        """Return the value after ``progress`` epochs."""
-        share, slope = _share(self, progress), self.power * self.middle ** (self.power - 1)
-        if share <= self.middle:
-            height = share**self.power
-        else:
-            height = self.middle**self.power + slope * (share - self.middle)
-        whole = self.middle**self.power + slope * (1 - self.middle)
-        return _between(self.start, self.end, height / whole if share < 1 else 1.0)
-
-    @property
-    def settled(self) -> float:
-        """The end of the line."""
-        return self.begin + self.length
+    def height(self, share: float) -> float:
+        """Return the power, then the line."""
+        slope, corner = self.power * self.middle ** (self.power - 1), self.middle**self.power
+        height = share**self.power if share <= self.middle else corner + slope * (share - self.middle)
+        return height / (corner + slope * (1 - self.middle))
 
 
 @dataclass(frozen=True)
-class Cosine(Schedule):
+class Cosine(Ramp):
     """Half a cosine from ``start`` to ``end``: flat at both ends.
 
     Attributes:
@@ -165,23 +180,9 @@ class Cosine(Schedule):
         [0.01, 0.005, 0.0, 0.0]
     """
 
-    start: float
-    end: float
-    begin: float = 0.0
-    length: float = field(kw_only=True)
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        _check_ramp(self)
-
-    def __call__(self, progress: float) -> float:
-        """Return the value after ``progress`` epochs."""
-        return _between(self.start, self.end, _bent(_share(self, progress)))
-
-    @property
-    def settled(self) -> float:
-        """The end of the curve."""
-        return self.begin + self.length
+    def height(self, share: float) -> float:
+        """Return the cosine's."""
+        return _bent(share)
 
 
 @dataclass(frozen=True)
@@ -321,11 +322,6 @@ def as_table(schedule: Schedule) -> Any:
     return {"kind": type(schedule).__name__.lower(), **content}
 
 
-def _share(ramp: Any, progress: float) -> float:
-    """Return which share of a ramp is done, from 0 to 1."""
-    return min(max((progress - ramp.begin) / ramp.length, 0.0), 1.0)
-
-
 def _between(start: float, end: float, share: float) -> float:
     """Return the point between two values; the ends are met exactly."""
     return end if share == 1 else start + (end - start) * share
@@ -344,17 +340,6 @@ def _check_numbers(schedule: Schedule, *names: str) -> None:
         if not _is_number(getattr(schedule, name)):
             kind, found = type(schedule).__name__, getattr(schedule, name)
             raise SpecificationError(f"{kind}: {name} must be a finite number, got {found!r}")
-
-
-def _check_ramp(schedule: Any) -> None:
-    _check_numbers(schedule, "start", "end", "begin", "length")
-    kind = type(schedule).__name__
-    if schedule.begin < 0:
-        raise SpecificationError(f"{kind}: begin, in epochs, must be at least 0, got {schedule.begin!r}")
-    if schedule.length <= 0:
-        raise SpecificationError(
-            f"{kind}: length, in epochs, must be positive, got {schedule.length!r}; for a value that never moves use Constant"
-        )
 
 
 def _check_increasing(schedule: Schedule, name: str, fewest: int) -> None:
