@@ -121,6 +121,8 @@ class Combined:
                 if wanted is None:
                     continue
                 own = climbing_run(run, name)
+                if own is None and self.method.hidden_steps is None:
+                    continue
                 walk = None if own is None else PairAscent(own, name, wanted, self.method.steps_inside)
                 if (rows := self.method.hidden_rows) is not None:
                     rows = min(rows, run.features(name))

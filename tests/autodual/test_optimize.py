@@ -348,6 +348,18 @@ def test_with_more_hidden_rows_more_boxes_are_tight():
     assert (every[last].width < 0.999 * few[last].width).any()
 
 
+@pytest.mark.parametrize(("kind", "as_many"), [(nn.ReLU, 3), (nn.Tanh, 0)])
+def test_hidden_elements_climb_by_default_where_they_do_in_pairs(kind, as_many):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), kind(), nn.Linear(8, 8), kind(), nn.Linear(8, 8), kind(), nn.Linear(8, 3)).double()
+    net, x, region = autodual.certify(model), torch.rand(2, 4, dtype=torch.float64), autodual.LInf(0.5)
+    with torch.no_grad():
+        lower = {steps: net.bounds(x, region, method=Optimized(3, steps)).lower for steps in (None, 0, 3)}
+    assert torch.equal(lower[None], lower[as_many])
+    assert (lower[0] < lower[3] - 1e-6).any()
+    assert [Optimized(steps).steps_inside for steps in (0, 3, 100)] == [0, 3, 12]
+
+
 @pytest.mark.parametrize("option", [{"steps": -1}, {"steps": 2.5}, {"hidden_steps": -3}, {"hidden_rows": -1}, {"steps": True}])
 def test_options_are_checked(option):
     with pytest.raises(SpecificationError, match=f"{next(iter(option))} must be an integer of at least 0"):
