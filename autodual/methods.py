@@ -141,9 +141,9 @@ class Optimized(Proof):
     Inputs of nonlinear operators are bounded by ``"dual"``, by ``"adaptive"`` and by intervals; each end is the best of these,
     and those of undecided elements climb from there, node after node (alpha-CROWN; Xu et al., 2021). Each row starts from the
     better of both methods' slopes and climbs, by steps that are a share of a slope's range. No bound is worse than
-    ``"dual"``'s or ``"adaptive"``'s, up to rounding. ``verify`` stops for each margin as soon as it is proved to be positive;
-    ``bounds`` and ``margins`` take all steps. A loss may use it: slopes are constants to the loss, which by the envelope
-    theorem changes no derivative where they are best.
+    ``"dual"``'s or ``"adaptive"``'s, up to rounding. ``verify`` stops for each margin as soon as it is proved to be positive,
+    and has nothing climb for an example that fixed slopes prove; ``bounds`` and ``margins`` take all steps. A loss may use it:
+    slopes are constants to the loss, which by the envelope theorem changes no derivative where they are best.
 
     Attributes:
         steps: uphill steps for each row; with 0 the bound is the best of both methods' slopes, on the boxes of both.

@@ -98,7 +98,9 @@ def solve_relaxation(run: Run, method: LP, spec: Tensor) -> Relaxation:
     """Solve the linear relaxations of rows of the output; arguments as for ``bound_rows``."""
     output = run.program.graph.output
     rows = spec[None] if spec.ndim == 2 else spec
-    _relaxed(run, method, output, None)
+    combined, _ = _relaxed(run, method, output, None)
+    if combined is not None:
+        combined.refine()
     return relaxation(run, method, output, rows, _walked_back(run, output, rows, magnitude=False, lower_only=True))
 
 

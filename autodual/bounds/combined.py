@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import reduce
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,6 +22,18 @@ from dual_layers import Interval
 
 STARTS = (Adaptive(), Dual())
 """Methods whose boxes are met and whose slopes the ascent starts from: neither is better everywhere."""
+
+
+class Targets(NamedTuple):
+    """Lower ends of rows and which of them have not reached their goal.
+
+    Shapes: ``rows`` ``(batch or 1, rows, outputs)``, everything else ``(rows, batch)``.
+    """
+
+    rows: Tensor
+    ends: Tensor
+    goal: Tensor | None
+    open: Tensor
 
 
 class Combined:
@@ -43,10 +57,20 @@ class Combined:
         for name in own[0].boxes:
             run.boxes[name] = meet(meet(*(fork.boxes[name] for fork in own)), run.hull(name))
             run.how[name] = own[0].how.get(name, "")
-        if method.steps_inside and method.hidden_rows != 0:
-            self._refine()
-        self.runs = [self._with_lines(fork) for fork in own]
-        run.lines = self.runs[0].lines
+        self.own = own
+        self._relate()
+
+    def refine(self, examples: Bool[Tensor, " batch"] | None = None) -> None:
+        """Let hidden elements climb, those of all examples or of some; boxes and lines follow."""
+        wanted = examples is None or bool(examples.any())
+        if wanted and self.method.steps_inside and self.method.hidden_rows != 0:
+            self._climb_hidden(examples)
+            self._relate()
+
+    def _relate(self) -> None:
+        """Put every method's slopes on the boxes that all share."""
+        self.runs = [self._with_lines(fork) for fork in self.own]
+        self.run.lines = self.runs[0].lines
 
     def _with_lines(self, own: Run) -> Run:
         """Return a run with a method's own slopes on the shared boxes."""
@@ -63,7 +87,7 @@ class Combined:
         magnitude: bool,
         lower_only: bool,
     ) -> Deviation:
-        """Bound rows of the target.
+        """Bound rows of the target; hidden elements climb first, those of examples that have not reached their goal.
 
         Args:
             rows: the rows; a batch of one stands for every example.
@@ -71,13 +95,22 @@ class Combined:
             magnitude: as for ``backward``.
             lower_only: leave out the upper ends where they cost walks of their own.
         """
-        fixed = [self._walked(run, rows, magnitude=magnitude, lower_only=lower_only) for run in self.runs]
-        best = fixed[0]
-        for other in fixed[1:]:
-            best = tighter(best, other)
+        best = None
+        if goal is None:
+            self.refine()
+        elif self.method.steps_inside:
+            best = self._fixed(rows, magnitude=magnitude, lower_only=lower_only)
+            self.refine(self._targets(best, rows, goal, lower_only=lower_only).open.any(0))
+        again = self._fixed(rows, magnitude=magnitude, lower_only=lower_only)
+        best = again if best is None else tighter(best, again)
         if not self.method.steps:
             return best
         return self._climbed(best, rows, goal, magnitude=magnitude, lower_only=lower_only)
+
+    def _fixed(self, rows: Tensor, *, magnitude: bool, lower_only: bool) -> Deviation:
+        """Walk rows through every method's lines and take the best ends."""
+        found = (self._walked(run, rows, magnitude=magnitude, lower_only=lower_only) for run in self.runs)
+        return reduce(tighter, found)
 
     def _walked(self, run: Run, rows: Tensor, *, magnitude: bool, lower_only: bool) -> Deviation:
         """Walk rows through one method's lines, every example's in one batch."""
@@ -91,28 +124,34 @@ class Combined:
 
     def _climbed(self, best: Deviation, rows: Tensor, goal: Tensor | None, *, magnitude: bool, lower_only: bool) -> Deviation:
         """Improve the ends that are finite and have not reached their goal; an upper end is a lower one of the row turned."""
-        ends = best.lower if lower_only else torch.cat([best.lower, -best.upper])
-        turned = rows if lower_only else torch.cat([rows, -rows], 1)
-        chosen = ends.detach().isfinite() & (turned != 0).any(2).T
-        if goal is not None:
-            reference = (rows * self.run.examples(self.target, self.run.values[self.target])[:, None]).abs().sum(-1)
-            goal = goal + 2 * allowance(self.run, reference, best).T
-            goal = goal if lower_only else torch.cat([goal, torch.full_like(goal, torch.inf)])
-            chosen = chosen & ~(ends > goal)
+        sought = self._targets(best, rows, goal, lower_only=lower_only)
+        turned, chosen = sought.rows, sought.open & sought.ends.detach().isfinite()
         if not chosen.any():
             return best
 
         def pairs(row: Tensor, example: Tensor) -> Tensor:
             return turned[example if len(turned) > 1 else torch.zeros_like(example), row]
 
-        found = climb(self.run, self.target, pairs, chosen, Ascent(self.method.steps, goal), magnitude=magnitude)
+        found = climb(self.run, self.target, pairs, chosen, Ascent(self.method.steps, sought.goal), magnitude=magnitude)
         if lower_only:
             return tighter(best, found)
         lower, upper = found.lower.chunk(2)
         size = found.magnitude if found.magnitude is None else torch.maximum(*found.magnitude.chunk(2))
         return tighter(best, Deviation(lower, -upper, size))
 
-    def _refine(self) -> None:
+    def _targets(self, best: Deviation, rows: Tensor, goal: Tensor | None, *, lower_only: bool) -> Targets:
+        """List all ends as lower ones, an upper end as that of the row turned, each with its goal."""
+        ends = best.lower if lower_only else torch.cat([best.lower, -best.upper])
+        turned = rows if lower_only else torch.cat([rows, -rows], 1)
+        matters = (turned != 0).any(2).T.expand(ends.shape)
+        if goal is None:
+            return Targets(turned, ends, None, matters)
+        reference = (rows * self.run.examples(self.target, self.run.values[self.target])[:, None]).abs().sum(-1)
+        goal = goal + 2 * allowance(self.run, reference, best).T
+        goal = goal if lower_only else torch.cat([goal, torch.full_like(goal, torch.inf)])
+        return Targets(turned, ends, goal, matters & ~(ends > goal))
+
+    def _climb_hidden(self, examples: Bool[Tensor, " batch"] | None) -> None:
         """Let the ends of undecided inputs of nonlinear nodes climb too, one node after the other."""
         run, ancestors = self.run, self.run.needed(self.target)
         for consumer in run.program.relaxed:
@@ -120,6 +159,7 @@ class Combined:
                 wanted = wanted_rows(run, name)
                 if wanted is None:
                     continue
+                wanted = wanted if examples is None else wanted & examples[:, None]
                 own = climbing_run(run, name)
                 if own is None and self.method.hidden_steps is None:
                     continue

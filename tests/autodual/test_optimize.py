@@ -290,6 +290,25 @@ def test_verify_stops_where_a_margin_is_proved_and_margins_do_not():
     assert (report.certified | ~net.verify(x, y, region, method="adaptive").certified).all()
 
 
+def test_hidden_elements_climb_for_examples_that_are_open(monkeypatch):
+    model, x = build("relu", batch=8)
+    y = model(x).argmax(1)
+    net, region, asked = autodual.certify(model), autodual.LInf(torch.linspace(0.1, 1.5, 8).double()), []
+    climb = combined.Combined._climb_hidden
+    monkeypatch.setattr(
+        combined.Combined, "_climb_hidden", lambda self, examples: asked.append(examples) or climb(self, examples)
+    )
+    with torch.no_grad():
+        settled = net.verify(x, y, region, method=Optimized(0)).certified
+        assert asked == []
+        assert 0 < settled.sum() < 8
+        report = net.verify(x, y, region, method=Optimized(3))
+        assert torch.equal(asked.pop(), ~settled)
+        best = net.margins(x, y, region, method=Optimized(3))
+        assert asked == [None]
+    torch.testing.assert_close(report.margins[~report.certified], best[~report.certified], rtol=0, atol=1e-9)
+
+
 def test_a_step_down_the_gradient_of_a_loss_lowers_it_by_as_much():
     model, x = build("relu", batch=2, seed=1)
     y, region = model(x).argmax(1), autodual.LInf(0.3)
