@@ -60,12 +60,13 @@ class Combined:
         self.own = own
         self._relate()
 
-    def refine(self, examples: Bool[Tensor, " batch"] | None = None) -> None:
-        """Let hidden elements climb, those of all examples or of some; boxes and lines follow."""
+    def refine(self, examples: Bool[Tensor, " batch"] | None = None) -> bool:
+        """Let hidden elements climb, those of all examples or of some; boxes and lines follow. Return whether any did."""
         wanted = examples is None or bool(examples.any())
-        if wanted and self.method.steps_inside and self.method.hidden_rows != 0:
-            self._climb_hidden(examples)
-            self._relate()
+        if not (wanted and self.method.steps_inside and self.method.hidden_rows != 0 and self._climb_hidden(examples)):
+            return False
+        self._relate()
+        return True
 
     def _relate(self) -> None:
         """Put every method's slopes on the boxes that all share."""
@@ -95,14 +96,13 @@ class Combined:
             magnitude: as for ``backward``.
             lower_only: leave out the upper ends where they cost walks of their own.
         """
-        best = None
-        if goal is None:
-            self.refine()
-        elif self.method.steps_inside:
+        best = examples = None
+        if goal is not None:
             best = self._fixed(rows, magnitude=magnitude, lower_only=lower_only)
-            self.refine(self._targets(best, rows, goal, lower_only=lower_only).open.any(0))
-        again = self._fixed(rows, magnitude=magnitude, lower_only=lower_only)
-        best = again if best is None else tighter(best, again)
+            examples = self._targets(best, rows, goal, lower_only=lower_only).open.any(0)
+        if self.refine(examples) or best is None:
+            again = self._fixed(rows, magnitude=magnitude, lower_only=lower_only)
+            best = again if best is None else tighter(best, again)
         if not self.method.steps:
             return best
         return self._climbed(best, rows, goal, magnitude=magnitude, lower_only=lower_only)
@@ -151,9 +151,9 @@ class Combined:
         goal = goal if lower_only else torch.cat([goal, torch.full_like(goal, torch.inf)])
         return Targets(turned, ends, goal, matters & ~(ends > goal))
 
-    def _climb_hidden(self, examples: Bool[Tensor, " batch"] | None) -> None:
-        """Let the ends of undecided inputs of nonlinear nodes climb too, one node after the other."""
-        run, ancestors = self.run, self.run.needed(self.target)
+    def _climb_hidden(self, examples: Bool[Tensor, " batch"] | None) -> bool:
+        """Let the ends of undecided inputs of nonlinear nodes climb too, one node after the other. Return whether any did."""
+        run, ancestors, climbed = self.run, self.run.needed(self.target), False
         for consumer in run.program.relaxed:
             for name in run.program.parents[consumer] if consumer in ancestors else ():
                 wanted = wanted_rows(run, name)
@@ -171,6 +171,8 @@ class Combined:
                     found = self._climbed_alone(name, wanted) if walk is None else self._climbed_in_pairs(walk, wanted)
                     run.boxes[name] = meet(run.boxes[name], run.rounded(name, found))
                     run.forget_behind(name)
+                    climbed = True
+        return climbed
 
     def _loosest(self, consumer: str, name: str, wanted: Bool[Tensor, "batch features"], most: int) -> Tensor:
         """Choose the wanted elements whose lines are furthest apart, or, where that is not known, whose boxes are widest."""
