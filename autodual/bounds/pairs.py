@@ -9,7 +9,7 @@ walked once, as *templates*.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -164,6 +164,7 @@ class PairWalk:
         self.images = run.values[target].device.type == "cpu" and any(map(self._convolves, run.needed(target)))
         self._maps: dict[tuple[str, tuple[int, ...]], Tensor | None] = {}
         self._diagonals: dict[str, tuple[Tensor, ...] | None] = {}
+        self._lines: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
         self._last: dict[str, Tensor | None] = {}
         self._alike: dict[str, bool] = {}
         self._template_windows: Frontier | None = None
@@ -199,6 +200,10 @@ class PairWalk:
             channels, *size = shape
             return flat.view(len(flat), *size, channels).permute(0, 3, 1, 2)
         return flat.view(len(flat), *shape)
+
+    def _in_order(self, rows: Rows) -> Rows:
+        """Lay rows out in memory as they are read, once for all chunks."""
+        return replace(rows, nu=self._shaped(self._flat(rows.nu), tuple(rows.nu.shape[1:])))
 
     # Which rows there are.
 
@@ -255,7 +260,7 @@ class PairWalk:
             rows = self._merged(name, arrived, None) if affine and name not in stops else None
             parts = None if rows is None else self._through_affine(name, rows, None)
             if parts is None:
-                found[name] = arrived
+                found[name] = [self._in_order(each) for each in arrived]
                 continue
             for parent, part in zip(program.parents[name], parts, strict=True):
                 pending.setdefault(parent, []).append(part)
@@ -386,7 +391,8 @@ class PairWalk:
         """Return how far an input may move the rows down and up; windows of a box need not be put into the whole input."""
         x, region = self.run.given[name], self.run.regions[name]
         if _is_box(region):
-            (reach,) = self._contract(name, rows, (region.noise(x).scale.expand_as(x),), (Tensor.abs,), chunk)
+            radii = self._laid(name, region.noise(x).scale.expand_as(x))
+            (reach,) = self._contract(name, rows, (radii,), (Tensor.abs,), chunk)
             return reach, reach
         nu = self._whole(name, self._owned(rows, chunk), chunk).nu[None]
         taken, own = region.take(chunk.examples, x), x[chunk.examples]
@@ -452,18 +458,15 @@ class PairWalk:
 
     def _through_relaxed(self, name: str, rows: Rows, chunk: Chunk) -> tuple[Tensor, Tensor, Rows]:
         """Return what a relaxed node's lines allow below and above, and the rows pulled through them."""
-        lines, value = self.run.lines[name], self.run.values[name]
-        slopes = [lines.slopes.lower[0]] if lines.slopes.parallel else [lines.slopes.lower[0], lines.slopes.upper[0]]
-        if lines.sloping is not None:
-            slopes = [torch.where(lines.sloping, slope, 0.0) for slope in slopes]
-        seen = [self._seen(name, slope.expand_as(value), rows, chunk) for slope in slopes]
+        lines, (slopes, offsets) = self.run.lines[name], self._laid_lines(name)
+        seen = [self._seen(name, slope, rows, chunk) for slope in slopes]
         own = self._owned(rows, chunk)
         if not rows.owned and len(rows.nu) <= len(chunk.examples):  # templates are charged alike for an example and a place
-            shift, spread = self._contract(name, rows, (lines.shift, lines.spread), (_itself, Tensor.abs), chunk)
+            shift, spread = self._contract(name, rows, offsets, (_itself, Tensor.abs), chunk)
             pulled = self._flat(own.nu)
             pulled = pulled * (seen[0] if lines.slopes.parallel else torch.where(pulled > 0, *seen))
         else:
-            offsets = [self._seen(name, offset.expand_as(value), rows, chunk) for offset in (lines.shift, lines.spread)]
+            offsets = [self._seen(name, offset, rows, chunk) for offset in offsets]
             lead = 1 if len(seen[0]) == 1 else 0  # the pairs of one example share its lines
             upper = None if lines.slopes.parallel else seen[1]
             parts = RelaxedRows.apply(self._flat(own.nu).unsqueeze(lead), seen[0], upper, *offsets)
@@ -472,11 +475,26 @@ class PairWalk:
         self._note(result)
         return shift - spread, shift + spread if lines.two_sided else torch.zeros_like(shift), result
 
-    def _contract(self, name: str, rows: Rows, weights: tuple[Tensor, ...], parts: tuple, chunk: Chunk) -> list[Tensor]:
-        """Sum parts of rows times weights over the node, pair by pair; templates meet every example in one product."""
+    def _laid_lines(self, name: str) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the slopes of a node's lines, and their offsets, as ``_laid`` does: once, if no derivatives are wanted."""
+        if name in self._lines and not torch.is_grad_enabled():
+            return self._lines[name]
+        lines, value = self.run.lines[name], self.run.values[name]
+        slopes = [lines.slopes.lower[0]] if lines.slopes.parallel else [lines.slopes.lower[0], lines.slopes.upper[0]]
+        if lines.sloping is not None:
+            slopes = [torch.where(lines.sloping, slope, 0.0) for slope in slopes]
+        laid = tuple(
+            [self._laid(name, each.expand_as(value)) for each in part] for part in (slopes, (lines.shift, lines.spread))
+        )
+        if not torch.is_grad_enabled():
+            self._lines[name] = laid
+        return laid
+
+    def _contract(self, name: str, rows: Rows, weights: Sequence[Tensor], parts: tuple, chunk: Chunk) -> list[Tensor]:
+        """Sum parts of rows times laid-out weights over the node, pair by pair; templates meet every example in one product."""
         shape, result = rows.nu.shape[1:], []
         for weight, part in zip(weights, parts, strict=True):
-            table, index = self._table(name, weight, shape, rows.place, chunk)
+            table, index = self._cut(name, weight, shape, rows.place, chunk)
             if rows.owned:
                 flat, own = self._flat(rows.nu), table if len(table) == 1 else table.index_select(0, index)
                 result.append(Reach.apply(flat, own) if part is Tensor.abs else weighted(part(flat), own))
@@ -583,9 +601,9 @@ class PairWalk:
         """Set windows to zero where they reach beyond the node."""
         return self._times(name, rows, torch.ones_like(self.one.values[name]), chunk)
 
-    def _seen(self, name: str, value: Tensor, rows: Rows, chunk: Chunk) -> Tensor:
-        """Lay out a node's values as rows see them, ``[pairs, features]``, or one row where all see the same."""
-        table, index = self._table(name, value, rows.nu.shape[1:], rows.place, chunk)
+    def _seen(self, name: str, laid: Tensor, rows: Rows, chunk: Chunk) -> Tensor:
+        """Cut out of a node's values what rows see of them, ``[pairs, features]``, or one row where all see the same."""
+        table, index = self._cut(name, laid, rows.nu.shape[1:], rows.place, chunk)
         return table if len(table) == 1 else table.index_select(0, index)
 
     # Templates, windows and whole rows.
@@ -636,14 +654,21 @@ class PairWalk:
         self, name: str, value: Tensor, shape: tuple[int, ...], place: Place | None, chunk: Chunk
     ) -> tuple[Tensor, Tensor]:
         """Lay out a node's values as rows see them: ``[some rows, features]``, and which of them is each pair's."""
+        return self._cut(name, self._laid(name, value), shape, place, chunk)
+
+    def _laid(self, name: str, value: Tensor) -> Tensor:
+        """Lay out a node's values as its rows lie in memory, ``[examples or 1, features]``."""
+        return self._flat(self.run.examples(name, value).reshape(-1, *self._shape(name)))
+
+    def _cut(self, name: str, laid: Tensor, shape: tuple[int, ...], place: Place | None, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """Do as ``_table`` does with values that are laid out already."""
         (first, begin), (last, end) = chunk.start, chunk.stop
-        examples = self.run.examples(name, value)
-        examples = examples.expand(last, -1)[first:last] if len(examples) == 1 else examples[first:last]
+        laid = laid.expand(last, -1)[first:last] if len(laid) == 1 else laid[first:last]
         own = chunk.examples - first
         if place is None:
-            return self._flat(examples.reshape(-1, *self._shape(name))), own
+            return laid, own
         grid = (end - begin, *self.grid[1:])
-        image = examples.reshape(last - first, *self._shape(name))
+        image = self._shaped(laid, self._shape(name))
         for axis, (count, window) in enumerate(zip(grid, shape[1:], strict=True), start=2):
             stride, offset = place.stride[axis - 2], place.offset[axis - 2] + (begin * place.stride[0] if axis == 2 else 0)
             image = _windows(image, axis, count, stride, offset, window)
