@@ -43,7 +43,7 @@ class PairAscent(PairWalk):
     """
 
     two_sided = False
-    pieces = 2
+    copies = 2
 
     def __init__(self, run: Run, target: str, wanted: Bool[Tensor, "batch features"], steps: int) -> None:
         super().__init__(run, target, wanted, windows=run.layout != "whole")

@@ -26,8 +26,8 @@ from autodual.regions import Region
 from autodual.threads import evenly, in_threads, workers
 from dual_layers import Field
 
-PIECE = 2**21
-"""Bytes of the largest tensor of a chunk of pairs: small enough to stay in a core's cache."""
+PIECE = 2**23
+"""Bytes of the largest tensor of a chunk of pairs: small enough for a cache, and work enough for the calls it takes."""
 DENSER = 8
 """A convolution of windows is one matrix product where that takes at most so many times as many multiplications."""
 LARGEST_MAP = 2**22
@@ -150,8 +150,8 @@ class PairWalk:
         windows: whether rows may keep to their receptive fields.
     """
 
-    pieces = 1
-    """How much larger than a piece the largest tensor of a chunk may be: more, where many small operations follow."""
+    copies = 1
+    """How many tensors as large as a chunk's largest one are held at once."""
 
     def __init__(self, run: Run, target: str, wanted: Tensor, *, windows: bool = True) -> None:
         self.run, self.target, self.wanted = run, target, wanted
@@ -316,7 +316,7 @@ class PairWalk:
     def _split(self, pairs: tuple[Tensor, Tensor, Tensor]) -> Iterator[tuple[Tensor, ...]]:
         """Split pairs so that neither their rows nor what is laid out for their examples takes much memory."""
         value, threads = self.run.values[self.target], self._threads
-        room = min(self.pieces * PIECE, self.run.budget // (self.pieces * threads))
+        room = min(PIECE, self.run.budget // (self.copies * threads))
         room = max(1, room // (self._peak * value.element_size()))
         most = 4 * room // math.prod(self.grid or (1,))
         if self.grid is None and _fills_chunks(len(pairs[0]) / self.run.batch, room):
