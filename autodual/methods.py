@@ -149,7 +149,8 @@ class Optimized(Proof):
         steps: uphill steps for each row; with 0 the bound is the best of both methods' slopes, on the boxes of both.
         hidden_steps: steps for both ends of undecided inputs of nonlinear operators; 0 leaves the boxes as both methods find
             them, which takes a fraction of the time. By default as many as ``steps``, 12 at most, where only convolutions,
-            linear layers, sums and piecewise-linear functions come before, and none elsewhere, where they are dear.
+            linear layers, sums and piecewise-linear functions of single elements come before, and none elsewhere (behind
+            max pooling, say), where they are dear.
         hidden_rows: how many undecided elements of a node of one example climb: those whose lines are furthest apart. Where
             they climb in windows, as many do as cost what so many whole rows do. By default all climb.
 

@@ -15,7 +15,7 @@ from torch.nn.functional import one_hot
 from autodual.bounds.backward import Deviation
 from autodual.bounds.intermediate import allowance, in_chunks, relax, wanted_rows
 from autodual.bounds.optimize import Ascent, box_of, climb
-from autodual.bounds.pair_ascent import PairAscent, climbing_run
+from autodual.bounds.pair_ascent import PairAscent, climbing_run, climbs_cheaply
 from autodual.bounds.run import Run, meet
 from autodual.methods import Adaptive, Dual, Method, Optimized
 from dual_layers import Interval
@@ -160,9 +160,9 @@ class Combined:
                 if wanted is None:
                     continue
                 wanted = wanted if examples is None else wanted & examples[:, None]
-                own = climbing_run(run, name)
-                if own is None and self.method.hidden_steps is None:
+                if not wanted.any() or (self.method.hidden_steps is None and not climbs_cheaply(run, name)):
                     continue
+                own = climbing_run(run, name)
                 walk = None if own is None else PairAscent(own, name, wanted, self.method.steps_inside)
                 if (rows := self.method.hidden_rows) is not None:
                     rows = min(rows, run.features(name))

@@ -11,17 +11,31 @@ from torch import Tensor
 class _Once(torch.autograd.Function):
     """The identity, whose derivative refuses to become part of a graph."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        """Return the value."""
-        return value.view_as(value)
+    def forward(value: Tensor) -> Tensor:
+        """Return the value, as a tensor of its own that may be written into."""
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        """Keep nothing."""
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """Return the gradient."""
         if torch.is_grad_enabled():
-            raise RuntimeError("bounds can be differentiated once, not twice: leave out create_graph=True")
+            raise RuntimeError(
+                "bounds can be differentiated once, not twice: leave out create_graph=True, and take torch.autograd.grad or "
+                "backward in place of torch.func.grad, which prepares for a second derivative"
+            )
         return gradient
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        """Return the tangent."""
+        return tangent.clone()
 
 
 def once(value: Tensor) -> Tensor:

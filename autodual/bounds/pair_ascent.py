@@ -16,6 +16,40 @@ from torch import Tensor
 from autodual.bounds.optimize import Ascent, Sought, box_of, is_sought, search
 from autodual.bounds.pairs import Chunk, Frontier, PairWalk, Rows, walks_in_pairs
 from autodual.bounds.run import Run
+from autodual.graph import Graph
+from dual_layers import PiecewiseLinear
+
+
+def climbs_cheaply(run: Run, target: str) -> bool:
+    """Whether what lies before a node is affine, or piecewise linear element by element: then ascents are worth their time.
+
+    What operators are decides, and whether a tensor made of the model's arguments is among their constants (it may differ from
+    example to example, so that a batch cannot climb in pairs); never a batch or its boxes, since no example may change another.
+    """
+    needed = run.needed(target)
+    return all(run.layouts[name].factor == 1 and _is_plain(run, name) for name in run.program.rules if name in needed)
+
+
+def _is_plain(run: Run, name: str) -> bool:
+    layer = run.layers[name]
+    if layer.facts.affine:
+        graph, perturbed = run.program.graph, run.program.parents[name]
+        others = [each for each in graph.by_name[name].parents if each not in perturbed]
+        return not any(isinstance(run.values[each], Tensor) and _reads_input(graph, each) for each in others)
+    curved = not isinstance(layer, PiecewiseLinear) or not layer.facts.positionwise or not layer.continuous()
+    return not curved and name not in run.program.enclosures
+
+
+def _reads_input(graph: Graph, name: str) -> bool:
+    """Whether a node's value comes from an argument of the model, not from parameters and constants alone."""
+    stack, seen = [name], set()
+    while stack:
+        node = graph.by_name[stack.pop()]
+        if node.kind == "input":
+            return True
+        stack += [each for each in node.parents if each not in seen]
+        seen.update(node.parents)
+    return False
 
 
 def climbing_run(run: Run, target: str) -> Run | None:

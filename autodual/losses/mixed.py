@@ -78,17 +78,13 @@ class _Between(_Attacking):
     def each(self, x: Any, y: Tensor, region: Region, *, alpha: float, regularize: float) -> Tensor:
         """Return every example's loss; a part without weight is not computed."""
         bounds = self.network.loss_bounds(x, y, region)
-        attacked = proved = None
-        if check_share("alpha", alpha) < 1:
-            scores = self.network(self.attacked(x, bounds.y, region))
-            attacked = scores.gather(1, bounds.y[:, None]) - scores
-        if alpha:
-            proved = bounds.margins("interval")
-        return regularized(self.between(alpha, attacked, proved, bounds.y), regularize, bounds, region, x)
+        scores = self.network(self.attacked(x, bounds.y, region)) if check_share("alpha", alpha) < 1 else None
+        proved = bounds.margins("interval") if alpha else None
+        return regularized(self.between(alpha, scores, proved, bounds.y), regularize, bounds, region, x)
 
     @abstractmethod
-    def between(self, alpha: float, attacked: Tensor | None, proved: Tensor | None, y: Tensor) -> Tensor:
-        """Return the losses of two kinds of margins, ``(batch, classes)``, of which one without weight is None."""
+    def between(self, alpha: float, scores: Tensor | None, proved: Tensor | None, y: Tensor) -> Tensor:
+        """Return the losses from attacked scores and proved margins, ``(batch, classes)``; what has no weight is None."""
 
 
 class MTLIBPLoss(_Between):
@@ -103,9 +99,10 @@ class MTLIBPLoss(_Between):
         numbers: ``alpha``; ``regularize`` as for ``RobustLoss``.
     """
 
-    def between(self, alpha: float, attacked: Tensor | None, proved: Tensor | None, y: Tensor) -> Tensor:
+    def between(self, alpha: float, scores: Tensor | None, proved: Tensor | None, y: Tensor) -> Tensor:
         """Mix losses."""
-        return mixed(alpha, *(None if margins is None else of_margins(margins, y) for margins in (attacked, proved)))
+        attacked = None if scores is None else F.cross_entropy(scores, y, reduction="none")
+        return mixed(alpha, attacked, None if proved is None else of_margins(proved, y))
 
 
 class CCIBPLoss(_Between):
@@ -120,8 +117,9 @@ class CCIBPLoss(_Between):
         numbers: ``alpha``; ``regularize`` as for ``RobustLoss``.
     """
 
-    def between(self, alpha: float, attacked: Tensor | None, proved: Tensor | None, y: Tensor) -> Tensor:
+    def between(self, alpha: float, scores: Tensor | None, proved: Tensor | None, y: Tensor) -> Tensor:
         """Mix margins."""
+        attacked = None if scores is None else scores.gather(1, y[:, None]) - scores
         return of_margins(mixed(alpha, attacked, proved), y)
 
 

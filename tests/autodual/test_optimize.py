@@ -398,3 +398,51 @@ def test_the_same_hidden_elements_climb_whether_or_not_derivatives_are_wanted():
         found = net.bounds(x, autodual.LInf(0.2), method=Optimized(2, 2, rows))
         torch.testing.assert_close(found.lower, alone.lower, rtol=0, atol=1e-12)
         torch.testing.assert_close(found.upper, alone.upper, rtol=0, atol=1e-12)
+
+
+class Masked(nn.Module):
+    """A weight for each example and element lies between layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 10), nn.Linear(10, 10), nn.Linear(10, 10), nn.Linear(10, 3)])
+
+    def forward(self, x, mask):
+        x = torch.relu(self.layers[0](x) * mask)
+        return self.layers[3](torch.relu(self.layers[2](torch.relu(self.layers[1](x)))))
+
+
+def test_whether_hidden_elements_climb_by_default_depends_on_no_other_example():
+    """Constants that differ from example to example keep a batch from climbing in pairs, and one example alone does."""
+    torch.manual_seed(0)
+    model = Masked().double()
+    x, mask = torch.rand(2, 4).double(), torch.rand(2, 10).double() + 0.5
+    net, y = autodual.certify(model), model(x, mask).argmax(1)
+    regions = {"x": autodual.LInf(0.6)}
+    with torch.no_grad():
+        together, alone = (net.margins((x[:n], mask[:n]), y[:n], regions, method=Optimized(5)) for n in (2, 1))
+        climbed = [net.margins((x[:n], mask[:n]), y[:n], regions, method=Optimized(5, 5)) for n in (2, 1)]
+    torch.testing.assert_close(together[:1], alone, rtol=0, atol=1e-9)
+    torch.testing.assert_close(climbed[0][:1], climbed[1], rtol=0, atol=1e-9)
+    assert (climbed[0] > together + 1e-6).any()
+    net.verify((x, mask), y, regions, method=Optimized(5)).explain(0)
+
+
+def test_constants_and_sizes_on_the_way_let_hidden_elements_climb():
+    torch.manual_seed(0)
+
+    class Image(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.normalize, self.conv = autodual.Normalize((0.5,), (0.2,)), nn.Conv2d(1, 3, 3)
+            self.hidden, self.last = nn.Linear(48, 9), nn.Linear(9, 3)
+
+        def forward(self, x):
+            x = torch.relu(self.conv(self.normalize(x)))
+            return self.last(torch.relu(self.hidden(x.view(x.size(0), -1))))
+
+    net, x, region = autodual.certify(Image().double()), torch.rand(2, 1, 6, 6).double(), autodual.LInf(0.05)
+    with torch.no_grad():
+        lower = {steps: net.bounds(x, region, method=Optimized(3, steps)).lower for steps in (None, 0, 3)}
+    assert torch.equal(lower[None], lower[3])
+    assert (lower[3] > lower[0] + 1e-6).any()
