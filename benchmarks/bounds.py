@@ -159,7 +159,8 @@ def still_open(task: Task, method: str, size: int | None) -> tuple[Task, int]:
     region = autodual.LInf(task.epsilon)
     with torch.no_grad():
         proved = (in_batches(task, start, size)() > 0).all(1)
-    worst = autodual.attacks.pgd(task.model, task.images, task.labels, region, steps=100, restarts=3)
+    generator = torch.Generator().manual_seed(0)
+    worst = autodual.attacks.pgd(task.model, task.images, task.labels, region, steps=100, restarts=3, generator=generator)
     with torch.no_grad():
         kept = (task.model(torch.cat([task.images, worst])).argmax(1).reshape(2, -1) == task.labels).all(0)
     left = kept & ~proved

@@ -154,24 +154,27 @@ class Combined:
     def _climb_hidden(self, examples: Bool[Tensor, " batch"] | None) -> bool:
         """Let the ends of undecided inputs of nonlinear nodes climb too, one node after the other. Return whether any did."""
         run, ancestors, climbed = self.run, self.run.needed(self.target), False
+        consumers: dict[str, str] = {}
         for consumer in run.program.relaxed:
             for name in run.program.parents[consumer] if consumer in ancestors else ():
-                wanted = wanted_rows(run, name)
-                if wanted is None:
-                    continue
-                wanted = wanted if examples is None else wanted & examples[:, None]
-                if not wanted.any() or (self.method.hidden_steps is None and not climbs_cheaply(run, name)):
-                    continue
-                own = climbing_run(run, name)
-                walk = None if own is None else PairAscent(own, name, wanted, self.method.steps_inside)
-                if (rows := self.method.hidden_rows) is not None:
-                    rows = min(rows, run.features(name))
-                    wanted = self._loosest(consumer, name, wanted, rows if walk is None else walk.worth(rows))
-                if wanted.any():
-                    found = self._climbed_alone(name, wanted) if walk is None else self._climbed_in_pairs(walk, wanted)
-                    run.boxes[name] = meet(run.boxes[name], run.rounded(name, found))
-                    run.forget_behind(name)
-                    climbed = True
+                consumers.setdefault(name, consumer)
+        for name, consumer in consumers.items():
+            wanted = wanted_rows(run, name)
+            if wanted is None:
+                continue
+            wanted = wanted if examples is None else wanted & examples[:, None]
+            if not wanted.any() or (self.method.hidden_steps is None and not climbs_cheaply(run, name)):
+                continue
+            own = climbing_run(run, name)
+            walk = None if own is None else PairAscent(own, name, wanted, self.method.steps_inside)
+            if (rows := self.method.hidden_rows) is not None:
+                rows = min(rows, run.features(name))
+                wanted = self._loosest(consumer, name, wanted, rows if walk is None else walk.worth(rows))
+            if wanted.any():
+                found = self._climbed_alone(name, wanted) if walk is None else self._climbed_in_pairs(walk, wanted)
+                run.boxes[name] = meet(run.boxes[name], run.rounded(name, found))
+                run.forget_behind(name)
+                climbed = True
         return climbed
 
     def _loosest(self, consumer: str, name: str, wanted: Bool[Tensor, "batch features"], most: int) -> Tensor:

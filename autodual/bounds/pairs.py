@@ -9,7 +9,7 @@ walked once, as *templates*.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -164,7 +164,7 @@ class PairWalk:
         self.images = run.values[target].device.type == "cpu" and any(map(self._convolves, run.needed(target)))
         self._maps: dict[tuple[str, tuple[int, ...]], Tensor | None] = {}
         self._diagonals: dict[str, tuple[Tensor, ...] | None] = {}
-        self._lines: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+        self._laid_out: dict[str, list[Tensor]] = {}
         self._last: dict[str, Tensor | None] = {}
         self._alike: dict[str, bool] = {}
         self._template_windows: Frontier | None = None
@@ -391,8 +391,8 @@ class PairWalk:
         """Return how far an input may move the rows down and up; windows of a box need not be put into the whole input."""
         x, region = self.run.given[name], self.run.regions[name]
         if _is_box(region):
-            radii = self._laid(name, region.noise(x).scale.expand_as(x))
-            (reach,) = self._contract(name, rows, (radii,), (Tensor.abs,), chunk)
+            radii = self._kept(name, lambda: [self._laid(name, region.noise(x).scale.expand_as(x))])
+            (reach,) = self._contract(name, rows, radii, (Tensor.abs,), chunk)
             return reach, reach
         nu = self._whole(name, self._owned(rows, chunk), chunk).nu[None]
         taken, own = region.take(chunk.examples, x), x[chunk.examples]
@@ -439,15 +439,16 @@ class PairWalk:
         axes = len(field.stride)
         places = phases.shape[2 + axes :]
         window = tuple(n * s for n, s in zip(places, field.stride, strict=True))
+        (laid,) = self._kept(name, lambda: [self._laid(parent, self._last[name])])
         if rows.place is None:
-            whole, index = self._table(parent, self._last[name], window, None, chunk)
+            whole, index = self._cut(parent, laid, window, None, chunk)
             whole = whole[:1] if self._moves_alike(name) else whole
             size = self._shape(parent)
             sides = [(p, w - n - p) for p, w, n in zip(field.padding, window, size[1:], strict=True)]
             table = F.pad(self._shaped(whole, size), [side for pair in reversed(sides) for side in pair])
         else:
             size = (phases.shape[1], *window)
-            table, index = self._table(parent, self._last[name], size, _behind(rows.place, field), chunk)
+            table, index = self._cut(parent, laid, size, _behind(rows.place, field), chunk)
             table = self._shaped(table, size)
         sizes = (size for pair in zip(places, field.stride, strict=True) for size in pair)
         split = table.reshape(len(table), phases.shape[1], *sizes)
@@ -458,7 +459,9 @@ class PairWalk:
 
     def _through_relaxed(self, name: str, rows: Rows, chunk: Chunk) -> tuple[Tensor, Tensor, Rows]:
         """Return what a relaxed node's lines allow below and above, and the rows pulled through them."""
-        lines, (slopes, offsets) = self.run.lines[name], self._laid_lines(name)
+        lines = self.run.lines[name]
+        *slopes, shift, spread = self._kept(name, lambda: self._laid_lines(name))
+        offsets = shift, spread
         seen = [self._seen(name, slope, rows, chunk) for slope in slopes]
         own = self._owned(rows, chunk)
         if not rows.owned and len(rows.nu) <= len(chunk.examples):  # templates are charged alike for an example and a place
@@ -475,20 +478,21 @@ class PairWalk:
         self._note(result)
         return shift - spread, shift + spread if lines.two_sided else torch.zeros_like(shift), result
 
-    def _laid_lines(self, name: str) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the slopes of a node's lines, and their offsets, as ``_laid`` does: once, if no derivatives are wanted."""
-        if name in self._lines and not torch.is_grad_enabled():
-            return self._lines[name]
+    def _kept(self, name: str, lay_out: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """Return what is laid out for a node: once for all chunks, if no derivatives are wanted."""
+        if torch.is_grad_enabled():
+            return lay_out()
+        if name not in self._laid_out:
+            self._laid_out[name] = lay_out()
+        return self._laid_out[name]
+
+    def _laid_lines(self, name: str) -> list[Tensor]:
+        """Lay out the slopes of a node's lines, one or two, and the shift and the spread of their offsets."""
         lines, value = self.run.lines[name], self.run.values[name]
         slopes = [lines.slopes.lower[0]] if lines.slopes.parallel else [lines.slopes.lower[0], lines.slopes.upper[0]]
         if lines.sloping is not None:
             slopes = [torch.where(lines.sloping, slope, 0.0) for slope in slopes]
-        laid = tuple(
-            [self._laid(name, each.expand_as(value)) for each in part] for part in (slopes, (lines.shift, lines.spread))
-        )
-        if not torch.is_grad_enabled():
-            self._lines[name] = laid
-        return laid
+        return [self._laid(name, each.expand_as(value)) for each in (*slopes, lines.shift, lines.spread)]
 
     def _contract(self, name: str, rows: Rows, weights: Sequence[Tensor], parts: tuple, chunk: Chunk) -> list[Tensor]:
         """Sum parts of rows times laid-out weights over the node, pair by pair; templates meet every example in one product."""

@@ -103,13 +103,7 @@ class Ramp(Schedule):
 
 @dataclass(frozen=True)
 class Linear(Ramp):
-    """A straight line from ``start`` to ``end``; constant before and after.
-
-    Attributes:
-        start: value up to ``begin``.
-        end: value from ``begin + length`` on.
-        begin: epochs before it moves.
-        length: epochs that it moves for.
+    """A straight line from ``start`` to ``end``; numbers as for ``Ramp``.
 
     Example:
         >>> warm_up = Linear(0.0, 0.1, begin=1, length=4)
@@ -129,13 +123,9 @@ class Smooth(Ramp):
     Growing radii are usually given this form: the first steps, when the bounds of the untrained network are worst, are the
     smallest. With ``m`` for ``middle`` and ``t`` for the share of ``length`` that is done, ``a`` is ``1 / (m^p + p m^(p-1) (1 -
     m))``, so that the line ends at ``end``. Source: the smoothed schedule of auto_LiRPA (Xu et al., 2020), there with the same
-    defaults.
+    defaults. Other numbers as for ``Ramp``.
 
     Attributes:
-        start: value up to ``begin``.
-        end: value from ``begin + length`` on.
-        begin: epochs before it moves.
-        length: epochs that it moves for.
         middle: share of ``length`` that the slow start takes, between 0 and 1.
         power: of the slow start, at least 1; with 1 the whole is a straight line.
 
@@ -166,13 +156,7 @@ class Smooth(Ramp):
 
 @dataclass(frozen=True)
 class Cosine(Ramp):
-    """Half a cosine from ``start`` to ``end``: flat at both ends.
-
-    Attributes:
-        start: value up to ``begin``.
-        end: value from ``begin + length`` on.
-        begin: epochs before it moves.
-        length: epochs that it moves for.
+    """Half a cosine from ``start`` to ``end``, flat at both ends; numbers as for ``Ramp``.
 
     Example:
         >>> falling = Cosine(0.01, 0.0, length=10)

@@ -778,3 +778,16 @@ def test_a_second_derivative_is_refused_before_it_is_wrong(method):
         with pytest.raises(RuntimeError, match="once, not twice"):
             torch.autograd.grad(value.sum(), parameters, create_graph=True, allow_unused=True)
         assert torch.autograd.grad(value.sum(), parameters[:1], retain_graph=True)[0].isfinite().all()
+    assert (next(iter(boxes.values())).lower.clamp_(min=5.0) >= 5.0).all()  # they may be written into
+
+
+def test_forward_derivatives_of_interval_bounds():
+    net, x, radius, step = autodual.certify(mlp()), torch.rand(2, 4).double(), torch.tensor(0.1).double(), 1e-6
+
+    def lower(eps):
+        return net.bounds(x, LInf(eps), method="interval").lower.sum()
+
+    _ = lower(radius)
+    _, tangent = torch.func.jvp(lower, (radius,), (torch.ones_like(radius),))
+    difference = (lower(radius + step) - lower(radius - step)) / (2 * step)
+    torch.testing.assert_close(tangent, difference, rtol=1e-6, atol=0)
